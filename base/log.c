@@ -55,7 +55,9 @@ static size_t printable_sequence(const unsigned char *text)
         unsigned char mask, lead;
         size_t extra;
         uint32_t min;
-    } forms[] = {{0x80, 0x00, 0, 0}, {0xe0, 0xc0, 1, 0x80}, {0xf0, 0xe0, 2, 0x800},
+    } forms[] = {{0x80, 0x00, 0, 0},
+                 {0xe0, 0xc0, 1, 0x80},
+                 {0xf0, 0xe0, 2, 0x800},
                  {0xf8, 0xf0, 3, 0x10000}};
 
     for (size_t f = 0; f < RA_ARRAY_LEN(forms); f++) {

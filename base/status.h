@@ -3,8 +3,8 @@
  * @brief Status codes of every call, the process exit code each one maps to, and error reporting.
  *
  * 0 is success, positive is pending, negative is an error. The function that first knows the cause
- * reports it with ra_fail(): numbers and names, what to do. Everybody above only returns the status.
- * Library code never exits and user input never trips an assert.
+ * reports it with ra_fail(): numbers and names, what to do. Everybody above only returns the
+ * status. Library code never exits and user input never trips an assert.
  */
 #ifndef RA_BASE_STATUS_H
 #define RA_BASE_STATUS_H

@@ -1,0 +1,62 @@
+/**
+ * @file  base/gemm.h
+ * @brief y = x W^T for weights stored [out, in], one or many products in a call.
+ *
+ *     y[r][n] = sum_k x[r][k] * W[n][k]          x fp32, W bf16 or fp32, y fp32, accumulation fp32
+ *
+ * Kernels are rows of one table (gemm.c):
+ *   openblas  the library's sgemm, one thread a call, weights widened block by block;
+ *   packed    this project's register-tiled kernel. Row-invariant: the bits of an output row depend
+ * on its input row and the weights only, never on the number of rows, their order or position. Few
+ * rows (a short document, an expert with one token) take a path that reads the weights once. This
+ * is the one kernel family in base/, because moe/ and model/ both need it.
+ */
+#ifndef RA_BASE_GEMM_H
+#define RA_BASE_GEMM_H
+
+#include "base/device.h"
+#include "base/tensor.h"
+#include <stdbool.h>
+
+typedef struct ra_gemm_kernel ra_gemm_kernel_t; /**< a row of the table */
+typedef struct ra_gemm_weight ra_gemm_weight_t; /**< a weight prepared for one kernel */
+
+/**
+ * Choose a row.
+ * @param name           "auto" or a row's name.
+ * @param row_invariant  Only rows with that promise ("--reproducible").
+ * @retval RA_ERR_USAGE  Unknown name, or the named row lacks the promise.
+ */
+ra_status_t ra_gemm_select(const char *name, bool row_invariant, const ra_gemm_kernel_t **kernel_p);
+const char *ra_gemm_kernel_name(const ra_gemm_kernel_t *kernel);
+
+/**
+ * Prepare W [out, in] (contiguous rows, BF16 or F32) for @a kernel. W's memory must outlive the
+ * handle (a kernel may keep reading it). Thread safe for concurrent use once made.
+ */
+ra_status_t ra_gemm_weight_create(const ra_gemm_kernel_t *kernel, const ra_tensor_t *w,
+                                  ra_gemm_weight_t **weight_p);
+/** Accepts NULL. */
+void ra_gemm_weight_destroy(ra_gemm_weight_t *weight);
+int64_t ra_gemm_weight_out(const ra_gemm_weight_t *weight);
+int64_t ra_gemm_weight_in(const ra_gemm_weight_t *weight);
+
+/** One product. Strides count floats between rows; rows may be 0. x and y do not overlap. */
+typedef struct ra_gemm_job {
+    const ra_gemm_weight_t *weight;
+    const float *x;   /**< [rows, in] */
+    int64_t x_stride; /**< >= in */
+    int64_t rows;
+    float *y;         /**< [rows, out] */
+    int64_t y_stride; /**< >= out */
+} ra_gemm_job_t;
+
+/**
+ * Run @a count independent products (all experts of a layer, or one), shared over the stream's
+ * threads.
+ * @param accumulate  y += x W^T instead of y = x W^T.
+ * @retval RA_ERR_NOMEM  scratch cannot be allocated.
+ */
+ra_status_t ra_gemm(const ra_gemm_job_t *jobs, int64_t count, bool accumulate, ra_stream_t *stream);
+
+#endif

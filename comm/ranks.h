@@ -1,0 +1,26 @@
+/**
+ * @file  comm/ranks.h
+ * @brief Run one function on every rank of a world, over a transport of the table.
+ */
+#ifndef RA_COMM_RANKS_H
+#define RA_COMM_RANKS_H
+
+#include "comm/comm.h"
+
+/** Body of one rank. A return other than RA_OK aborts the others, whose waits return RA_ERR_PEER.
+ */
+typedef ra_status_t (*ra_rank_func_t)(ra_comm_t *comm, void *arg);
+
+/**
+ * Run @a func on ranks 0 .. ranks-1 and wait for all. With transport "local" (also "auto") ranks
+ * are threads of this process; rank 0 runs on the calling thread when ranks is 1.
+ * @return RA_OK, or the status of the first rank that failed for a reason of its own (not
+ * RA_ERR_PEER); ra_last_error() of the caller then holds that rank's text.
+ * @retval RA_ERR_USAGE  unknown transport (the message lists the rows), ranks < 1 or > 4096.
+ */
+ra_status_t ra_ranks_run(const char *transport, int ranks, ra_rank_func_t func, void *arg);
+
+/** For listing: row @a index of the transport table, false past the end. */
+bool ra_transport_list(int index, const char **name_p, const char **doc_p);
+
+#endif
