@@ -1,0 +1,103 @@
+/**
+ * @file  model/session.h
+ * @brief A model opened for work on a ring: score documents, prefill a prefix, continue one.
+ *
+ * A session owns the mapped weights, the thread pool and the kernel choices. Every call below
+ * shards its documents over `ranks` ranks, runs the forward pass once and returns results in
+ * document order. Calls on one session come from one thread at a time; ra_session_stop() and
+ * ra_session_progress() from any.
+ */
+#ifndef RA_MODEL_SESSION_H
+#define RA_MODEL_SESSION_H
+
+#include "base/status.h"
+#include <stdbool.h>
+#include <stdint.h>
+
+struct ra_model_config; /* model/model_config.h */
+struct ra_kv_reader;    /* model/kv_file.h */
+
+typedef struct ra_session ra_session_t;
+
+/** All fields have the default that ra_session_options_default() writes. */
+typedef struct ra_session_options {
+    const char *model_dir;      /**< Hugging Face directory */
+    const char *device;         /**< "cpu" */
+    const char *transport;      /**< "auto" or a row of the transport table */
+    const char *gemm_kernel;    /**< "auto" or a row of the GEMM table */
+    const char *softmax_kernel; /**< "auto" or a row of the softmax table */
+    const char *linear_kernel;  /**< "auto" or a row of the linear table */
+    const char *layout; /**< "zigzag", "contiguous"; NULL: zigzag, contiguous when reproducible */
+    const char *decay_factor; /**< "A" or "B", specs of bailing_moe_linear */
+    int ranks;                /**< >= 1 */
+    int threads;  /**< compute threads of the process, >= 1; 0: cores in the affinity mask */
+    int64_t tile; /**< tokens of a ring tile, >= 1 */
+    bool expert_parallel;   /**< experts split over ranks instead of replicated */
+    bool reproducible;      /**< same bits for every rank count */
+    double timeout_s;       /**< longest wait for a peer */
+    const char *trace_file; /**< Chrome trace JSON, or NULL */
+} ra_session_options_t;
+
+void ra_session_options_default(ra_session_options_t *options);
+
+/**
+ * Open a model directory and prepare its weights.
+ * @retval RA_ERR_USAGE  bad option, directory missing, explicit zigzag with reproducible
+ * @retval RA_ERR_INPUT  the directory's files are rejected (message names file and cause)
+ * @retval RA_ERR_NOMEM
+ */
+ra_status_t ra_session_open(const ra_session_options_t *options, ra_session_t **session_p);
+/** Accepts NULL. */
+void ra_session_close(ra_session_t *session);
+const struct ra_model_config *ra_session_config(const ra_session_t *session);
+/** "xxh3:..." over config and weights. */
+const char *ra_session_model_digest(const ra_session_t *session);
+/** The options in force, defaults resolved. */
+const ra_session_options_t *ra_session_options(const ra_session_t *session);
+/** Documents of at most this many tokens are placed whole on one rank; longer ones are sharded. */
+int64_t ra_session_whole_tokens(const ra_session_t *session);
+
+/** One document. tokens are borrowed and valid for the call. */
+typedef struct ra_document {
+    const int32_t *tokens; /**< [count], each in [0, vocab_size): checked by the call */
+    int64_t count;         /**< >= 1; BOS included where the caller wants one */
+    float *logprob;     /**< out [count - 1]: ln p(tokens[t+1] | tokens[0..t]); NULL: not wanted */
+    float *routing_gap; /**< optional out [count - 1]: smallest margin of any expert choice of token
+                           t */
+    ra_status_t status; /**< out: RA_OK, RA_ERR_INPUT (token id), RA_ERR_NONFINITE */
+} ra_document_t;
+
+/**
+ * Score @a count documents packed into one forward pass. A document's result never depends on its
+ * neighbours or their order. A document that fails alone gets its own status; the call is RA_OK.
+ * @retval RA_ERR_STOPPED  ra_session_stop() was called; no result is valid
+ */
+ra_status_t ra_session_score(ra_session_t *session, ra_document_t *documents, int64_t count);
+
+/** What a prefill returns beside the cache it writes. */
+typedef struct ra_prefill_result {
+    int64_t tokens;        /**< all tokens of the prefix, continued part included */
+    int64_t cached_tokens; /**< whole tiles in the cache */
+    int32_t top_k;         /**< entries in the arrays */
+    int32_t *top_id;       /**< caller's [top_k], most likely next token first */
+    float *top_logprob;    /**< caller's [top_k] */
+} ra_prefill_result_t;
+
+/**
+ * Run one document and write its key/value cache and linear states as ring-kv/1 to @a out_dir.
+ * @param prefix    Cache to go on from (its tail tokens are prepended and recomputed), or NULL.
+ * @param document  New tokens, after the prefix. logprob, where not NULL, gets count entries with a
+ * prefix (the first one is p(tokens[0] | prefix)), count - 1 without.
+ * @param out_dir   Directory to create, or NULL to write nothing.
+ * @param kv_dtype  "f32" or "bf16".
+ */
+ra_status_t ra_session_prefill(ra_session_t *session, const struct ra_kv_reader *prefix,
+                               ra_document_t *document, const char *out_dir, const char *kv_dtype,
+                               const char *tokenizer_digest, ra_prefill_result_t *result);
+
+/** Make the running call return RA_ERR_STOPPED at its next layer. Async-signal safe. */
+void ra_session_stop(ra_session_t *session);
+/** Part of the running call that is done, 0..1. */
+double ra_session_progress(const ra_session_t *session);
+
+#endif
