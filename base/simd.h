@@ -1,0 +1,421 @@
+/**
+ * @file  base/simd.h
+ * @brief One vector of floats as wide as the instruction set being compiled for.
+ *
+ * For sources listed in ra_isa_sources(): RA_ISA (generic, avx2, avx512) picks the type.
+ * RA_VF_WIDTH floats in a `vf`, a lane mask in a `vm`. Loads and stores need no alignment; the _n
+ * forms touch the first n lanes only (1 <= n <= RA_VF_WIDTH; other lanes read as 0).
+ *
+ * vf_fma(a, b, c) = a b + c is fused on avx2 and avx512 and two roundings on generic, so bits agree
+ * between machines of one instruction set, not between instruction sets. vf_max(a, b) returns b
+ * when either is NaN.
+ */
+#ifndef RA_BASE_SIMD_H
+#define RA_BASE_SIMD_H
+
+#include "base/cpu_isa.h"
+#include <stdint.h>
+#include <string.h>
+
+#define RA_ISA_RANK_generic 0
+#define RA_ISA_RANK_avx2    1
+#define RA_ISA_RANK_avx512  2
+/** 0, 1 or 2: which instruction set this source is compiled for. */
+#define RA_ISA_RANK RA_ISA_CONCAT(RA_ISA_RANK, RA_ISA)
+
+#define RA_INLINE static inline __attribute__((always_inline, unused))
+#if defined(__clang__)
+#define RA_UNROLL _Pragma("unroll")
+#else
+#define RA_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+#if RA_ISA_RANK == 2
+
+#include <immintrin.h>
+
+#define RA_VF_WIDTH 16
+typedef __m512 vf;
+typedef __mmask16 vm;
+
+RA_INLINE __mmask16 vf_first_n(int n)
+{
+    return (__mmask16)((1u << n) - 1u);
+}
+
+RA_INLINE vf vf_load(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+
+RA_INLINE vf vf_load_n(const float *p, int n)
+{
+    return _mm512_maskz_loadu_ps(vf_first_n(n), p);
+}
+
+RA_INLINE void vf_store(float *p, vf a)
+{
+    _mm512_storeu_ps(p, a);
+}
+
+RA_INLINE void vf_store_n(float *p, vf a, int n)
+{
+    _mm512_mask_storeu_ps(p, vf_first_n(n), a);
+}
+
+RA_INLINE vf vf_load_bf16(const uint16_t *p)
+{
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
+RA_INLINE vf vf_set1(float a)
+{
+    return _mm512_set1_ps(a);
+}
+
+RA_INLINE vf vf_add(vf a, vf b)
+{
+    return _mm512_add_ps(a, b);
+}
+
+RA_INLINE vf vf_sub(vf a, vf b)
+{
+    return _mm512_sub_ps(a, b);
+}
+
+RA_INLINE vf vf_mul(vf a, vf b)
+{
+    return _mm512_mul_ps(a, b);
+}
+
+RA_INLINE vf vf_div(vf a, vf b)
+{
+    return _mm512_div_ps(a, b);
+}
+
+RA_INLINE vf vf_max(vf a, vf b)
+{
+    return _mm512_max_ps(a, b);
+}
+
+RA_INLINE vf vf_fma(vf a, vf b, vf c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+
+RA_INLINE float vf_hmax(vf a)
+{
+    return _mm512_reduce_max_ps(a);
+}
+
+RA_INLINE float vf_hsum(vf a)
+{
+    return _mm512_reduce_add_ps(a);
+}
+
+/** Lanes 0, 1, 2, ... as floats. */
+RA_INLINE vf vf_lane(void)
+{
+    return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+
+/** a >= b, false for NaN. */
+RA_INLINE vm vf_ge(vf a, vf b)
+{
+    return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ);
+}
+
+RA_INLINE vm vm_and(vm a, vm b)
+{
+    return a & b;
+}
+
+/** mask ? a : b, lane by lane. */
+RA_INLINE vf vf_select(vm mask, vf a, vf b)
+{
+    return _mm512_mask_blend_ps(mask, b, a);
+}
+
+/** p * 2^n where n = rounded holds small integers as floats. */
+RA_INLINE vf vf_exp_scale(vf p, vf n)
+{
+    return _mm512_scalef_ps(p, n);
+}
+
+#elif RA_ISA_RANK == 1
+
+#include <immintrin.h>
+
+#define RA_VF_WIDTH 8
+typedef __m256 vf;
+typedef __m256 vm;
+
+RA_INLINE __m256i vf_first_n(int n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+RA_INLINE vf vf_load(const float *p)
+{
+    return _mm256_loadu_ps(p);
+}
+
+RA_INLINE vf vf_load_n(const float *p, int n)
+{
+    return _mm256_maskload_ps(p, vf_first_n(n));
+}
+
+RA_INLINE void vf_store(float *p, vf a)
+{
+    _mm256_storeu_ps(p, a);
+}
+
+RA_INLINE void vf_store_n(float *p, vf a, int n)
+{
+    _mm256_maskstore_ps(p, vf_first_n(n), a);
+}
+
+RA_INLINE vf vf_load_bf16(const uint16_t *p)
+{
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+
+RA_INLINE vf vf_set1(float a)
+{
+    return _mm256_set1_ps(a);
+}
+
+RA_INLINE vf vf_add(vf a, vf b)
+{
+    return _mm256_add_ps(a, b);
+}
+
+RA_INLINE vf vf_sub(vf a, vf b)
+{
+    return _mm256_sub_ps(a, b);
+}
+
+RA_INLINE vf vf_mul(vf a, vf b)
+{
+    return _mm256_mul_ps(a, b);
+}
+
+RA_INLINE vf vf_div(vf a, vf b)
+{
+    return _mm256_div_ps(a, b);
+}
+
+RA_INLINE vf vf_max(vf a, vf b)
+{
+    return _mm256_max_ps(a, b);
+}
+
+RA_INLINE vf vf_fma(vf a, vf b, vf c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+
+RA_INLINE float vf_hmax(vf a)
+{
+    __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+
+RA_INLINE float vf_hsum(vf a)
+{
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+
+RA_INLINE vf vf_lane(void)
+{
+    return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7);
+}
+
+RA_INLINE vm vf_ge(vf a, vf b)
+{
+    return _mm256_cmp_ps(a, b, _CMP_GE_OQ);
+}
+
+RA_INLINE vm vm_and(vm a, vm b)
+{
+    return _mm256_and_ps(a, b);
+}
+
+RA_INLINE vf vf_select(vm mask, vf a, vf b)
+{
+    return _mm256_blendv_ps(b, a, mask);
+}
+
+/* Two factors: 2^128 is no float. */
+RA_INLINE vf vf_exp_scale(vf p, vf n)
+{
+    __m256i bias = _mm256_set1_epi32(127), whole = _mm256_cvtps_epi32(n);
+    __m256i half = _mm256_srai_epi32(whole, 1), rest = _mm256_sub_epi32(whole, half);
+    __m256i low = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
+    __m256i high = _mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23);
+    return _mm256_mul_ps(_mm256_mul_ps(p, _mm256_castsi256_ps(low)), _mm256_castsi256_ps(high));
+}
+
+#else
+
+#define RA_VF_WIDTH 4
+typedef float vf __attribute__((vector_size(16)));
+typedef int32_t vm __attribute__((vector_size(16)));
+
+RA_INLINE vf vf_load(const float *p)
+{
+    vf a;
+    memcpy(&a, p, sizeof(a));
+    return a;
+}
+
+RA_INLINE vf vf_load_n(const float *p, int n)
+{
+    vf a = {0.0f, 0.0f, 0.0f, 0.0f};
+    for (int i = 0; i < n; i++) {
+        a[i] = p[i];
+    }
+    return a;
+}
+
+RA_INLINE void vf_store(float *p, vf a)
+{
+    memcpy(p, &a, sizeof(a));
+}
+
+RA_INLINE void vf_store_n(float *p, vf a, int n)
+{
+    for (int i = 0; i < n; i++) {
+        p[i] = a[i];
+    }
+}
+
+RA_INLINE vf vf_load_bf16(const uint16_t *p)
+{
+    uint32_t wide[RA_VF_WIDTH];
+    for (int i = 0; i < RA_VF_WIDTH; i++) {
+        wide[i] = (uint32_t)p[i] << 16;
+    }
+    vf a;
+    memcpy(&a, wide, sizeof(a));
+    return a;
+}
+
+RA_INLINE vf vf_set1(float a)
+{
+    return (vf){a, a, a, a};
+}
+
+RA_INLINE vf vf_add(vf a, vf b)
+{
+    return a + b;
+}
+
+RA_INLINE vf vf_sub(vf a, vf b)
+{
+    return a - b;
+}
+
+RA_INLINE vf vf_mul(vf a, vf b)
+{
+    return a * b;
+}
+
+RA_INLINE vf vf_div(vf a, vf b)
+{
+    return a / b;
+}
+
+RA_INLINE vf vf_fma(vf a, vf b, vf c)
+{
+    return a * b + c;
+}
+
+RA_INLINE vm vf_ge(vf a, vf b)
+{
+    return a >= b;
+}
+
+RA_INLINE vm vm_and(vm a, vm b)
+{
+    return a & b;
+}
+
+RA_INLINE vf vf_select(vm mask, vf a, vf b)
+{
+    return (vf)((mask & (vm)a) | (~mask & (vm)b));
+}
+
+RA_INLINE vf vf_max(vf a, vf b)
+{
+    return vf_select(a > b, a, b);
+}
+
+RA_INLINE float vf_hmax(vf a)
+{
+    float x = a[0] > a[2] ? a[0] : a[2], y = a[1] > a[3] ? a[1] : a[3];
+    return x > y ? x : y;
+}
+
+RA_INLINE float vf_hsum(vf a)
+{
+    return (a[0] + a[2]) + (a[1] + a[3]);
+}
+
+RA_INLINE vf vf_lane(void)
+{
+    return (vf){0.0f, 1.0f, 2.0f, 3.0f};
+}
+
+/* Adding 1.5 * 2^23 leaves the integer in the low mantissa bits; two factors as 2^128 is no float.
+ */
+RA_INLINE vf vf_exp_scale(vf p, vf n)
+{
+    vm magic_bits = {0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000};
+    vm whole = (vm)(n + (vf)magic_bits) - magic_bits;
+    vm half = whole >> 1, rest = whole - half;
+    return p * (vf)((half + 127) << 23) * (vf)((rest + 127) << 23);
+}
+
+#endif
+
+RA_INLINE vf vf_zero(void)
+{
+    return vf_set1(0.0f);
+}
+
+/**
+ * e^x, at most 2 ulp. exp(0) = 1 exactly; below -87.33 (where results would be denormal) and at
+ * -inf exactly 0; above 88.73 +inf; NaN stays NaN.
+ *
+ * x = n ln 2 + r, |r| <= ln 2 / 2, ln 2 in two parts (Cody & Waite); e^r by the polynomial of the
+ * Cephes library's expf.
+ */
+RA_INLINE vf vf_exp(vf x)
+{
+    const vf lowest = vf_set1(-87.336544f);
+    const vf magic = vf_set1(0x1.8p23f); /* adding and subtracting it rounds to an integer */
+
+    vm flushed = vf_ge(lowest, x);
+    vf y = vf_max(lowest, x);
+    y = vf_select(vf_ge(y, vf_set1(89.0f)), vf_set1(89.0f), y);
+    vf n = vf_sub(vf_fma(y, vf_set1(0x1.715476p+0f), magic), magic);
+    vf r = vf_fma(n, vf_set1(-0.693359375f), y);
+    r = vf_fma(n, vf_set1(2.12194440e-4f), r);
+    vf p = vf_set1(1.9875691500e-4f);
+    p = vf_fma(p, r, vf_set1(1.3981999507e-3f));
+    p = vf_fma(p, r, vf_set1(8.3334519073e-3f));
+    p = vf_fma(p, r, vf_set1(4.1665795894e-2f));
+    p = vf_fma(p, r, vf_set1(1.6666665459e-1f));
+    p = vf_fma(p, r, vf_set1(5.0000001201e-1f));
+    p = vf_fma(p, vf_mul(r, r), r);
+    p = vf_add(p, vf_set1(1.0f));
+    return vf_select(flushed, vf_zero(), vf_exp_scale(p, n));
+}
+
+#endif
