@@ -57,22 +57,22 @@ const ra_session_options_t *ra_session_options(const ra_session_t *session);
 /** Documents of at most this many tokens are placed whole on one rank; longer ones are sharded. */
 int64_t ra_session_whole_tokens(const ra_session_t *session);
 
-/** One document. tokens are borrowed and valid for the call. */
-typedef struct ra_document {
+/** One document as token ids. tokens are borrowed and valid for the call. */
+typedef struct ra_sequence {
     const int32_t *tokens; /**< [count], each in [0, vocab_size): checked by the call */
     int64_t count;         /**< >= 1; BOS included where the caller wants one */
     float *logprob;     /**< out [count - 1]: ln p(tokens[t+1] | tokens[0..t]); NULL: not wanted */
     float *routing_gap; /**< optional out [count - 1]: smallest margin of any expert choice of token
                            t */
     ra_status_t status; /**< out: RA_OK, RA_ERR_INPUT (token id), RA_ERR_NONFINITE */
-} ra_document_t;
+} ra_sequence_t;
 
 /**
  * Score @a count documents packed into one forward pass. A document's result never depends on its
  * neighbours or their order. A document that fails alone gets its own status; the call is RA_OK.
  * @retval RA_ERR_STOPPED  ra_session_stop() was called; no result is valid
  */
-ra_status_t ra_session_score(ra_session_t *session, ra_document_t *documents, int64_t count);
+ra_status_t ra_session_score(ra_session_t *session, ra_sequence_t *documents, int64_t count);
 
 /** What a prefill returns beside the cache it writes. */
 typedef struct ra_prefill_result {
@@ -92,7 +92,7 @@ typedef struct ra_prefill_result {
  * @param kv_dtype  "f32" or "bf16".
  */
 ra_status_t ra_session_prefill(ra_session_t *session, const struct ra_kv_reader *prefix,
-                               ra_document_t *document, const char *out_dir, const char *kv_dtype,
+                               ra_sequence_t *document, const char *out_dir, const char *kv_dtype,
                                const char *tokenizer_digest, ra_prefill_result_t *result);
 
 /** Make the running call return RA_ERR_STOPPED at its next layer. Async-signal safe. */

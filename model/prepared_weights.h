@@ -1,0 +1,63 @@
+/**
+ * @file  model/prepared_weights.h
+ * @brief A model's weights prepared for the kernels that will use them, once, when a session opens.
+ *
+ * Matrices become GEMM handles (which may keep reading the mapped bf16 checkpoint), norm vectors
+ * fp32 copies. Placements: dense weights are replicated, one copy a process, shared by its ranks;
+ * experts are replicated or split over ranks. The forward reaches a layer only between acquire and
+ * release.
+ */
+#ifndef RA_MODEL_PREPARED_WEIGHTS_H
+#define RA_MODEL_PREPARED_WEIGHTS_H
+
+#include "base/gemm.h"
+#include "model/model_tensors.h"
+#include "moe/moe.h"
+
+/** Rows of the LM head in one GEMM handle: logits exist only for this many tokens of the
+ * vocabulary. */
+enum { RA_HEAD_BLOCK = 4096 };
+
+/** FFN(x) = down (silu(gate x) * (up x)). */
+typedef struct ra_prepared_ffn {
+    ra_gemm_weight_t *gate, *up, *down;
+} ra_prepared_ffn_t;
+
+/** One layer as the forward sees it; fields that do not apply are NULL. */
+typedef struct ra_prepared_layer {
+    float *input_norm, *post_attention_norm; /**< [C] */
+    float *q_norm, *k_norm;                  /**< [D] */
+    float *g_norm;                           /**< [H D] */
+    ra_gemm_weight_t *qkv, *dense, *g_proj;
+    ra_prepared_ffn_t mlp;
+    ra_moe_weights_t **moe; /**< [ranks]: what rank r runs; one shared object when replicated */
+} ra_prepared_layer_t;
+
+typedef struct ra_prepared_weights ra_prepared_weights_t;
+
+/**
+ * @param config, weights  Borrowed; outlive the result.
+ * @param expert_ranks     1: every rank runs every expert; N: experts split over N ranks.
+ */
+ra_status_t ra_prepared_weights_create(const ra_model_config_t *config, ra_model_weights_t *weights,
+                                       const ra_gemm_kernel_t *kernel, int expert_ranks,
+                                       ra_prepared_weights_t **prepared_p);
+/** Accepts NULL. */
+void ra_prepared_weights_destroy(ra_prepared_weights_t *prepared);
+
+/** Layer @a l until the matching release. Safe from several ranks at once. */
+const ra_prepared_layer_t *ra_prepared_acquire(ra_prepared_weights_t *prepared, int64_t l);
+void ra_prepared_release(ra_prepared_weights_t *prepared, int64_t l);
+
+/** Experts this rank runs in a layer. */
+const ra_moe_weights_t *ra_prepared_moe(const ra_prepared_weights_t *prepared,
+                                        const ra_prepared_layer_t *layer, int rank);
+const ra_tensor_t *ra_prepared_embeddings(const ra_prepared_weights_t *prepared); /**< [vocab, C] */
+const float *ra_prepared_final_norm(const ra_prepared_weights_t *prepared);       /**< [C] */
+/** Handle of vocabulary rows [block * RA_HEAD_BLOCK, ...); NULL past the last block. */
+const ra_gemm_weight_t *ra_prepared_head(const ra_prepared_weights_t *prepared, int64_t block);
+
+/** The sizes moe/ needs, from the config. */
+ra_moe_shape_t ra_model_moe_shape(const ra_model_config_t *config);
+
+#endif
