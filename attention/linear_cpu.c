@@ -1,0 +1,71 @@
+/*
+ * attention/linear_cpu.c - chunked linear attention on the thread pool.
+ *
+ * Heads and segments are independent, so each (segment, head) is one task; the longest segments go
+ * first, which keeps the last thread from starting a long one alone.
+ */
+#include "attention/linear_cpu.h"
+
+#include "attention/linear_kernel.h"
+#include "base/cpu_isa.h"
+#include <stdatomic.h>
+#include <stdlib.h>
+
+RA_ISA_TABLE(ra_linear_task_func_t, ra_linear_task);
+
+typedef struct job {
+    const ra_linear_args_t *args;
+    const ra_linear_segment_t **order; /* longest first */
+    bool state_only;
+    ra_linear_task_func_t *func;
+    atomic_bool failed; /* any task sets it; read after the job */
+} job_t;
+
+static bool fits(const ra_linear_args_t *shape)
+{
+    (void)shape;
+    return true;
+}
+
+static int longer_first(const void *left, const void *right)
+{
+    const ra_linear_segment_t *a = *(const ra_linear_segment_t *const *)left;
+    const ra_linear_segment_t *b = *(const ra_linear_segment_t *const *)right;
+    return (a->row_count < b->row_count) - (a->row_count > b->row_count);
+}
+
+static void task(void *arg, int64_t index)
+{
+    job_t *job = arg;
+    ra_linear_task_t one = {.args = job->args,
+                            .segment = job->order[index / job->args->heads],
+                            .head = index % job->args->heads,
+                            .state_only = job->state_only};
+    if (job->func(&one) != RA_OK) {
+        atomic_store(&job->failed, true);
+    }
+}
+
+static ra_status_t run(const ra_linear_args_t *args, bool state_only, ra_stream_t *stream)
+{
+    job_t job = {
+        .args = args, .state_only = state_only, .func = ra_linear_task_table[ra_cpu_isa()]};
+    atomic_init(&job.failed, false);
+    /* Slot 3: the tasks, which may run on this very thread, use slot 0. */
+    job.order = ra_scratch(3, args->segment_count * (int64_t)sizeof(*job.order));
+    if (job.order == NULL) {
+        return RA_ERR_NOMEM;
+    }
+    for (int64_t s = 0; s < args->segment_count; s++) {
+        job.order[s] = &args->segments[s];
+    }
+    qsort(job.order, (size_t)args->segment_count, sizeof(*job.order), longer_first);
+    ra_pool_for(ra_stream_pool(stream), args->segment_count * args->heads, task, &job);
+    return atomic_load(&job.failed) ? RA_ERR_NOMEM : RA_OK;
+}
+
+const ra_linear_kernel_t ra_linear_cpu = {.name = "cpu",
+                                          .doc = "chunks of register-tiled products, vectorised",
+                                          .device = RA_DEVICE_CPU,
+                                          .fits = fits,
+                                          .run = run};

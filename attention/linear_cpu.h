@@ -1,0 +1,27 @@
+/**
+ * @file  attention/linear_cpu.h
+ * @brief Between linear_cpu.c (compiled once) and linear_chunk_simd.c (once an instruction set).
+ */
+#ifndef RA_ATTENTION_LINEAR_CPU_H
+#define RA_ATTENTION_LINEAR_CPU_H
+
+#include "attention/linear_chunk.h"
+#include <stdbool.h>
+
+/** Tokens of a chunk. Chosen by measurement: benchmarks/linear_perf. */
+enum { RA_LINEAR_CHUNK = 64 };
+
+/** One head of one segment. */
+typedef struct ra_linear_task {
+    const ra_linear_args_t *args;
+    const ra_linear_segment_t *segment;
+    int64_t head;
+    bool state_only;
+} ra_linear_task_t;
+
+/** Runs a task in the calling thread. @retval RA_ERR_NOMEM  scratch. */
+typedef ra_status_t ra_linear_task_func_t(const ra_linear_task_t *task);
+
+ra_linear_task_func_t ra_linear_task_generic, ra_linear_task_avx2, ra_linear_task_avx512;
+
+#endif
