@@ -1,0 +1,43 @@
+/** @file model/forward_plan.h  @brief Internal to model/: the buffers of one rank's forward pass.
+ */
+#ifndef RA_MODEL_FORWARD_PLAN_H
+#define RA_MODEL_FORWARD_PLAN_H
+
+#include "model/forward.h"
+#include "ring/softmax_ring.h"
+#include "ring/state_scan.h"
+
+/** Rows a row-wise step handles at once. */
+enum { RA_FORWARD_TILE = 2048, RA_HEAD_TILE = 512 };
+
+struct ra_forward {
+    ra_forward_params_t params;
+    int rank;
+    int64_t rows;
+    float *x;         /**< [rows, C] residual stream */
+    float *rope;      /**< [rows, R] cosines and sines of the rows' positions */
+    float *mixer;     /**< softmax: q, o [rows, H D] and kv; linear: qkv [rows, 3 H D] */
+    float *prefix_kv; /**< [2][prefix rows][Hk D] */
+    float *normed;    /**< [tile, C] */
+    float *wide;      /**< [tile, widest product of a row-wise step] */
+    float *head;      /**< [head tile, RA_HEAD_BLOCK] logits */
+    float *lse_m, *lse_l, *picked; /**< [head tile] */
+    float *gap;                    /**< [tile] routing gaps of one layer */
+    float *state;                  /**< [H, D, D] final state of a linear layer */
+    int64_t bytes;
+    ra_softmax_ring_t *full_ring;   /**< softmax layers without a window */
+    ra_softmax_ring_t *window_ring; /**< softmax layers with one */
+    ra_state_scan_t *scan;
+    ra_moe_plan_t *moe;
+};
+
+/** x += attention(rms(x)) of softmax layer @a l. */
+ra_status_t ra_mixer_softmax(ra_forward_t *f, int64_t l, const ra_prepared_layer_t *layer);
+/** x += lightning attention of linear layer @a l. */
+ra_status_t ra_mixer_linear(ra_forward_t *f, int64_t l, const ra_prepared_layer_t *layer);
+/** x += feed forward, dense or mixture of experts; folds the routing gap. */
+ra_status_t ra_feed_forward(ra_forward_t *f, const ra_prepared_layer_t *layer, float *routing_gap);
+/** Log-probabilities of targets and, where asked, of one row's whole vocabulary. */
+ra_status_t ra_lm_head(ra_forward_t *f, const ra_forward_io_t *io);
+
+#endif

@@ -1,0 +1,117 @@
+#include "base/checked.h"
+#include "base/trace.h"
+#include "model/forward_plan.h"
+#include "model/layer_ops.h"
+#include <math.h>
+
+/* q, k, v of rows [begin, begin + n) into their place, normed per head and rotated. */
+static ra_status_t project_rows(ra_forward_t *f, const ra_prepared_layer_t *layer, int64_t begin,
+                                int64_t n)
+{
+    const ra_model_config_t *config = f->params.config;
+    ra_stream_t *stream = f->params.stream;
+    int64_t hidden = config->hidden_size, width = config->heads * config->head_dim;
+    int64_t rotary = config->rope.rotary_dim;
+    double eps = config->rms_norm_eps;
+    const float *table = f->rope + begin * rotary;
+    float *q = f->mixer + begin * 3 * width, *k = q + width;
+
+    ra_op_rms_norm(f->x + begin * hidden, hidden, n, hidden, layer->input_norm, eps, f->normed,
+                   hidden, stream);
+    ra_gemm_job_t job = {.weight = layer->qkv,
+                         .x = f->normed,
+                         .x_stride = hidden,
+                         .rows = n,
+                         .y = q,
+                         .y_stride = 3 * width};
+    RA_TRY(ra_gemm(&job, 1, false, stream));
+    ra_op_head_norm_rope(q, 3 * width, n, config->heads, config->head_dim, layer->q_norm, eps,
+                         table, rotary, q, 3 * width, stream);
+    ra_op_head_norm_rope(k, 3 * width, n, config->heads, config->head_dim, layer->k_norm, eps,
+                         table, rotary, k, 3 * width, stream);
+    return RA_OK;
+}
+
+/* The scan's output takes the place of v. */
+static ra_status_t run_scan(ra_forward_t *f, int64_t l)
+{
+    const ra_model_config_t *config = f->params.config;
+    const ra_forward_cache_t *cache = f->params.cache;
+    int64_t width = config->heads * config->head_dim;
+    const float *initial = NULL;
+    float *final_state = f->state;
+    ra_state_scan_io_t io = {.q = f->mixer,
+                             .k = f->mixer + width,
+                             .v = f->mixer + 2 * width,
+                             .q_stride = 3 * width,
+                             .k_stride = 3 * width,
+                             .v_stride = 3 * width,
+                             .log_decay = ra_model_log_decay(config, l),
+                             .o = f->mixer + 2 * width,
+                             .o_stride = 3 * width};
+
+    if (cache != NULL && cache->initial_state != NULL) {
+        initial = cache->initial_state(cache->arg, l);
+        io.initial = &initial;
+    }
+    bool save = cache != NULL && cache->save_state != NULL;
+    if (save) {
+        io.final_state = &final_state;
+    }
+    RA_TRY(ra_state_scan_run(f->scan, &io));
+    const ra_run_t *last = save ? ra_layout_last_run(f->params.layout, 0) : NULL;
+    if (last != NULL && last->rank == f->rank) {
+        return cache->save_state(cache->arg, l, f->state);
+    }
+    return RA_OK;
+}
+
+/* x += (group norm of the scan's output, gated by the layer input) W^T. */
+static ra_status_t close_rows(ra_forward_t *f, const ra_prepared_layer_t *layer, int64_t begin,
+                              int64_t n)
+{
+    const ra_model_config_t *config = f->params.config;
+    ra_stream_t *stream = f->params.stream;
+    int64_t hidden = config->hidden_size, width = config->heads * config->head_dim;
+    double eps = config->rms_norm_eps;
+    float *o = f->mixer + begin * 3 * width + 2 * width;
+
+    ra_op_rms_norm(f->x + begin * hidden, hidden, n, hidden, layer->input_norm, eps, f->normed,
+                   hidden, stream);
+    ra_gemm_job_t gate = {.weight = layer->g_proj,
+                          .x = f->normed,
+                          .x_stride = hidden,
+                          .rows = n,
+                          .y = f->wide,
+                          .y_stride = width};
+    RA_TRY(ra_gemm(&gate, 1, false, stream));
+    ra_op_group_norm_gate(o, 3 * width, n, width, config->group_norm_groups, layer->g_norm, eps,
+                          f->wide, width, stream);
+    ra_gemm_job_t out = {.weight = layer->dense,
+                         .x = o,
+                         .x_stride = 3 * width,
+                         .rows = n,
+                         .y = f->x + begin * hidden,
+                         .y_stride = hidden};
+    return ra_gemm(&out, 1, true, stream);
+}
+
+ra_status_t ra_mixer_linear(ra_forward_t *f, int64_t l, const ra_prepared_layer_t *layer)
+{
+    int64_t span = ra_trace_begin();
+    for (int64_t begin = 0; begin < f->rows; begin += RA_FORWARD_TILE) {
+        RA_TRY(project_rows(f, layer, begin, ra_min_i64(RA_FORWARD_TILE, f->rows - begin)));
+    }
+    ra_trace_end(span, f->rank, RA_LANE_COMPUTE, "qkv", l);
+
+    span = ra_trace_begin();
+    RA_TRY(run_scan(f, l));
+    ra_trace_end(span, f->rank, RA_LANE_COMPUTE, "state scan", l);
+
+    span = ra_trace_begin();
+    for (int64_t begin = 0; begin < f->rows; begin += RA_FORWARD_TILE) {
+        RA_TRY(close_rows(f, layer, begin, ra_min_i64(RA_FORWARD_TILE, f->rows - begin)));
+    }
+    ra_trace_end(span, f->rank, RA_LANE_COMPUTE, "gate and out", l);
+    return RA_OK;
+}

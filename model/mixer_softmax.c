@@ -1,0 +1,96 @@
+#include "base/checked.h"
+#include "base/trace.h"
+#include "model/forward_plan.h"
+#include "model/layer_ops.h"
+
+/* Where q, o and the key/value block of this layer lie inside f->mixer. */
+typedef struct softmax_buffers {
+    float *q, *o, *kv;
+    int64_t q_width, kv_width; /* H D and Hk D */
+} softmax_buffers_t;
+
+static softmax_buffers_t place_buffers(const ra_forward_t *f)
+{
+    const ra_model_config_t *config = f->params.config;
+    softmax_buffers_t b = {.q_width = config->heads * config->head_dim,
+                           .kv_width = config->kv_heads * config->head_dim};
+    b.q = f->mixer;
+    b.o = b.q + f->rows * b.q_width;
+    b.kv = b.o + f->rows * b.q_width;
+    return b;
+}
+
+/* q, k, v of rows [begin, begin + n): product, per-head norm, rotation at global positions. */
+static ra_status_t project_rows(ra_forward_t *f, const ra_prepared_layer_t *layer,
+                                const softmax_buffers_t *b, int64_t begin, int64_t n)
+{
+    const ra_model_config_t *config = f->params.config;
+    ra_stream_t *stream = f->params.stream;
+    int64_t width = b->q_width + 2 * b->kv_width, hidden = config->hidden_size;
+    int64_t rotary = config->rope.rotary_dim;
+    double eps = config->rms_norm_eps;
+    const float *table = f->rope + begin * rotary;
+
+    ra_op_rms_norm(f->x + begin * hidden, hidden, n, hidden, layer->input_norm, eps, f->normed,
+                   hidden, stream);
+    ra_gemm_job_t job = {.weight = layer->qkv,
+                         .x = f->normed,
+                         .x_stride = hidden,
+                         .rows = n,
+                         .y = f->wide,
+                         .y_stride = width};
+    RA_TRY(ra_gemm(&job, 1, false, stream));
+    ra_op_head_norm_rope(f->wide, width, n, config->heads, config->head_dim, layer->q_norm, eps,
+                         table, rotary, b->q + begin * b->q_width, b->q_width, stream);
+    ra_op_head_norm_rope(f->wide + b->q_width, width, n, config->kv_heads, config->head_dim,
+                         layer->k_norm, eps, table, rotary, b->kv + begin * b->kv_width,
+                         b->kv_width, stream);
+    ra_op_copy_rows(f->wide + b->q_width + b->kv_width, width, n, b->kv_width,
+                    b->kv + (f->rows + begin) * b->kv_width, b->kv_width, stream);
+    return RA_OK;
+}
+
+static ra_status_t run_ring(ra_forward_t *f, int64_t l, const softmax_buffers_t *b)
+{
+    const ra_forward_cache_t *cache = f->params.cache;
+    ra_softmax_ring_io_t io = {.q = b->q,
+                               .q_stride = b->q_width,
+                               .kv = b->kv,
+                               .prefix_kv = f->prefix_kv,
+                               .o = b->o,
+                               .o_stride = b->q_width};
+    if (cache != NULL && cache->load_kv != NULL && f->prefix_kv != NULL) {
+        RA_TRY(cache->load_kv(cache->arg, f->rank, l, f->prefix_kv));
+    }
+    if (cache != NULL && cache->save_kv != NULL) {
+        RA_TRY(cache->save_kv(cache->arg, f->rank, l, b->kv));
+    }
+    bool windowed = f->params.config->layer[l].window > 0;
+    return ra_softmax_ring_run(windowed ? f->window_ring : f->full_ring, &io);
+}
+
+ra_status_t ra_mixer_softmax(ra_forward_t *f, int64_t l, const ra_prepared_layer_t *layer)
+{
+    softmax_buffers_t b = place_buffers(f);
+    int64_t hidden = f->params.config->hidden_size;
+
+    int64_t span = ra_trace_begin();
+    for (int64_t begin = 0; begin < f->rows; begin += RA_FORWARD_TILE) {
+        int64_t n = ra_min_i64(RA_FORWARD_TILE, f->rows - begin);
+        RA_TRY(project_rows(f, layer, &b, begin, n));
+    }
+    ra_trace_end(span, f->rank, RA_LANE_COMPUTE, "qkv", l);
+
+    RA_TRY(run_ring(f, l, &b));
+
+    span = ra_trace_begin();
+    ra_gemm_job_t job = {.weight = layer->dense,
+                         .x = b.o,
+                         .x_stride = b.q_width,
+                         .rows = f->rows,
+                         .y = f->x,
+                         .y_stride = hidden};
+    RA_TRY(ra_gemm(&job, 1, true, f->params.stream));
+    ra_trace_end(span, f->rank, RA_LANE_COMPUTE, "attention out", l);
+    return RA_OK;
+}

@@ -1,0 +1,157 @@
+#include "model/session.h"
+
+#include "base/log.h"
+#include "base/trace.h"
+#include "model/session_state.h"
+#include <stdlib.h>
+#include <string.h>
+
+void ra_session_options_default(ra_session_options_t *options)
+{
+    *options = (ra_session_options_t){.device = "cpu",
+                                      .transport = "auto",
+                                      .gemm_kernel = "auto",
+                                      .softmax_kernel = "auto",
+                                      .linear_kernel = "auto",
+                                      .decay_factor = "A",
+                                      .ranks = 1,
+                                      .tile = 256,
+                                      .timeout_s = 300};
+}
+
+static ra_status_t resolve_layout(ra_session_t *session)
+{
+    ra_session_options_t *options = &session->options;
+    if (options->layout == NULL) {
+        options->layout = options->reproducible ? "contiguous" : "zigzag";
+    }
+    if (ra_layout_kind_parse(options->layout, &session->layout_kind) != 0) {
+        return ra_fail(RA_ERR_USAGE, "session", "layout '%s' is unknown; use zigzag or contiguous",
+                       options->layout);
+    }
+    if (options->reproducible && session->layout_kind != RA_LAYOUT_CONTIGUOUS) {
+        return ra_fail(RA_ERR_USAGE, "session",
+                       "reproducible results need the contiguous layout, not '%s'",
+                       options->layout);
+    }
+    return RA_OK;
+}
+
+static ra_status_t resolve_options(ra_session_t *session, ra_decay_factor_t *decay_factor)
+{
+    ra_session_options_t *options = &session->options;
+
+    RA_TRY(resolve_layout(session));
+    if (options->ranks < 1 || options->tile < 1 || options->threads < 0) {
+        return ra_fail(RA_ERR_USAGE, "session",
+                       "ranks %d, tile %lld, threads %d: ranks and tile start at 1, threads at 0",
+                       options->ranks, (long long)options->tile, options->threads);
+    }
+    if (options->threads == 0) {
+        options->threads = ra_pool_default_threads();
+    }
+    if (strcmp(options->decay_factor, "A") != 0 && strcmp(options->decay_factor, "B") != 0) {
+        return ra_fail(RA_ERR_USAGE, "session", "decay layer factor '%s' is unknown; use A or B",
+                       options->decay_factor);
+    }
+    *decay_factor = options->decay_factor[0] == 'A' ? RA_DECAY_A : RA_DECAY_B;
+    return RA_OK;
+}
+
+static ra_status_t open_parts(ra_session_t *session)
+{
+    ra_session_options_t *options = &session->options;
+    ra_decay_factor_t decay_factor;
+    const ra_gemm_kernel_t *kernel;
+
+    RA_TRY(resolve_options(session, &decay_factor));
+    RA_TRY(ra_pool_create(options->threads, &session->pool));
+    RA_TRY(ra_device_open(options->device, 0, session->pool, &session->device));
+    RA_TRY(ra_gemm_select(options->gemm_kernel, options->reproducible, &kernel));
+    options->gemm_kernel = ra_gemm_kernel_name(kernel);
+    RA_TRY(ra_model_config_load(session->model_dir, decay_factor, &session->config));
+    RA_TRY(ra_model_weights_open(session->model_dir, session->config, &session->weights));
+    RA_TRY(ra_model_digest(session->weights, &session->model_digest));
+    RA_TRY(ra_prepared_weights_create(session->config, session->weights, kernel,
+                                      options->expert_parallel ? options->ranks : 1,
+                                      &session->prepared));
+    if (options->trace_file != NULL) {
+        RA_TRY(ra_trace_open(options->trace_file));
+    }
+    ra_log(RA_LOG_INFO, "session", "%s: %d ranks, %d threads, layout %s, tile %lld, gemm %s",
+           session->model_dir, options->ranks, options->threads, options->layout,
+           (long long)options->tile, options->gemm_kernel);
+    return RA_OK;
+}
+
+ra_status_t ra_session_open(const ra_session_options_t *options, ra_session_t **session_p)
+{
+    if (options->model_dir == NULL) {
+        return ra_fail(RA_ERR_USAGE, "session", "no model directory given");
+    }
+    ra_session_t *session = calloc(1, sizeof(*session));
+    if (session == NULL) {
+        return ra_fail(RA_ERR_NOMEM, "session", "cannot allocate a session");
+    }
+    session->options = *options;
+    session->model_dir = strdup(options->model_dir);
+    session->options.model_dir = session->model_dir;
+    ra_status_t status = session->model_dir != NULL
+                             ? open_parts(session)
+                             : ra_fail(RA_ERR_NOMEM, "session", "cannot copy the model path");
+    if (status != RA_OK) {
+        ra_session_close(session);
+        return status;
+    }
+    *session_p = session;
+    return RA_OK;
+}
+
+void ra_session_close(ra_session_t *session)
+{
+    if (session == NULL) {
+        return;
+    }
+    if (session->options.trace_file != NULL) {
+        ra_trace_close(); /* has reported its own failure; results do not depend on it */
+    }
+    ra_prepared_weights_destroy(session->prepared);
+    ra_model_weights_destroy(session->weights);
+    ra_model_config_destroy(session->config);
+    ra_device_close(session->device);
+    ra_pool_destroy(session->pool);
+    free(session->model_dir);
+    free(session);
+}
+
+const ra_model_config_t *ra_session_config(const ra_session_t *session)
+{
+    return session->config;
+}
+
+const char *ra_session_model_digest(const ra_session_t *session)
+{
+    return session->model_digest;
+}
+
+const ra_session_options_t *ra_session_options(const ra_session_t *session)
+{
+    return &session->options;
+}
+
+int64_t ra_session_whole_tokens(const ra_session_t *session)
+{
+    int64_t ranks = session->options.ranks;
+    return ranks == 1 ? INT64_MAX : (2 * ranks - 1) * session->options.tile;
+}
+
+void ra_session_stop(ra_session_t *session)
+{
+    atomic_store(&session->control.stop, 1);
+}
+
+double ra_session_progress(const ra_session_t *session)
+{
+    long long total = atomic_load(&session->rows_total);
+    return total > 0 ? (double)atomic_load(&session->control.rows_done) / (double)total : 0.0;
+}

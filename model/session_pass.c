@@ -1,0 +1,131 @@
+#include "base/log.h"
+#include "model/session_state.h"
+#include "ring/gather.h"
+#include <stdlib.h>
+#include <string.h>
+
+/* This rank's rows of the pass's arrays. */
+typedef struct local_rows {
+    int32_t *token, *target;
+    float *logprob, *gap;
+} local_rows_t;
+
+static void free_local(local_rows_t *local)
+{
+    free(local->token);
+    free(local->target);
+    free(local->logprob);
+    free(local->gap);
+}
+
+static ra_status_t pack_local(const ra_pass_t *pass, int rank, local_rows_t *local)
+{
+    size_t n = (size_t)pass->layout->rows[rank] + 1; /* a rank without rows still gets addresses */
+
+    *local = (local_rows_t){.token = malloc(n * sizeof(int32_t)),
+                            .target = malloc(n * sizeof(int32_t)),
+                            .logprob = malloc(n * sizeof(float)),
+                            .gap = malloc(n * sizeof(float))};
+    if (local->token == NULL || local->target == NULL || local->logprob == NULL ||
+        local->gap == NULL) {
+        free_local(local);
+        return ra_fail(RA_ERR_NOMEM, "session", "cannot allocate %zu rows of tokens", n);
+    }
+    ra_layout_pack(pass->layout, rank, sizeof(int32_t), pass->token, local->token);
+    if (pass->target != NULL) {
+        ra_layout_pack(pass->layout, rank, sizeof(int32_t), pass->target, local->target);
+    }
+    return RA_OK;
+}
+
+/* Row of the last token of the last document when this rank owns it, else -1. */
+static int64_t last_row(const ra_pass_t *pass, int rank)
+{
+    const ra_run_t *run = ra_layout_last_run(pass->layout, pass->layout->document_count - 1);
+    if (pass->next_logprob == NULL || run == NULL || run->rank != rank) {
+        return -1;
+    }
+    return run->local + run->count - 1;
+}
+
+static ra_status_t forward_rank(ra_pass_t *pass, ra_comm_t *comm, ra_stream_t *stream,
+                                local_rows_t *local)
+{
+    ra_session_t *session = pass->session;
+    ra_forward_params_t params = {.config = session->config,
+                                  .weights = session->prepared,
+                                  .comm = comm,
+                                  .device = session->device,
+                                  .stream = stream,
+                                  .layout = pass->layout,
+                                  .prefix = pass->prefix,
+                                  .cache = pass->cache,
+                                  .expert_parallel = session->options.expert_parallel,
+                                  .reproducible = session->options.reproducible,
+                                  .softmax_kernel = session->options.softmax_kernel,
+                                  .linear_kernel = session->options.linear_kernel,
+                                  .control = &session->control};
+    ra_forward_io_t io = {.token = local->token,
+                          .target = pass->target != NULL ? local->target : NULL,
+                          .logprob = local->logprob,
+                          .routing_gap = pass->routing_gap != NULL ? local->gap : NULL,
+                          .logits_row = last_row(pass, ra_comm_rank(comm)),
+                          .next_logprob = pass->next_logprob};
+    ra_forward_t *forward = NULL;
+
+    RA_TRY(ra_forward_create(&params, &forward));
+    ra_status_t status = ra_forward_run(forward, &io);
+    if (status == RA_OK) {
+        ra_log(RA_LOG_INFO, "session", "%lld rows, %.1f MiB of buffers, %.3f s exposed waiting",
+               (long long)pass->layout->rows[ra_comm_rank(comm)],
+               (double)ra_forward_bytes(forward) / 1048576.0,
+               (double)ra_forward_exposed_ns(forward) * 1e-9);
+    }
+    ra_forward_destroy(forward);
+    return status;
+}
+
+static ra_status_t gather_results(const ra_pass_t *pass, ra_comm_t *comm, const local_rows_t *local)
+{
+    if (pass->target != NULL) {
+        RA_TRY(ra_ring_gather(comm, pass->layout, 0, sizeof(float), local->logprob, pass->logprob));
+    }
+    if (pass->routing_gap != NULL) {
+        RA_TRY(ra_ring_gather(comm, pass->layout, 0, sizeof(float), local->gap, pass->routing_gap));
+    }
+    return RA_OK;
+}
+
+static ra_status_t rank_body(ra_comm_t *comm, void *arg)
+{
+    ra_pass_t *pass = arg;
+    local_rows_t local;
+    ra_stream_t *stream = NULL;
+    ra_status_t status;
+
+    ra_comm_set_timeout(comm, pass->session->options.timeout_s);
+    RA_TRY(pack_local(pass, ra_comm_rank(comm), &local));
+    RA_TRY_GOTO(ra_stream_create(pass->session->device, &stream), out);
+    RA_TRY_GOTO(forward_rank(pass, comm, stream, &local), out);
+    RA_TRY_GOTO(gather_results(pass, comm, &local), out);
+out:
+    ra_stream_destroy(stream);
+    free_local(&local);
+    return status;
+}
+
+ra_status_t ra_pass_run(ra_pass_t *pass)
+{
+    ra_session_t *session = pass->session;
+
+    atomic_store(&session->control.rows_done, 0);
+    atomic_store(&session->rows_total, pass->layout->total_rows * session->config->layers);
+    ra_status_t status =
+        ra_ranks_run(session->options.transport, session->options.ranks, rank_body, pass);
+    /* Ranks that saw the stop flag late return what the early ones' leaving caused. */
+    if (status != RA_OK && atomic_load(&session->control.stop)) {
+        return RA_ERR_STOPPED;
+    }
+    RA_TRY(status);
+    return ra_model_weights_verify(session->weights);
+}

@@ -1,0 +1,41 @@
+/** @file model/session_state.h  @brief Internal to model/: what a session holds, and one sharded
+ * pass. */
+#ifndef RA_MODEL_SESSION_STATE_H
+#define RA_MODEL_SESSION_STATE_H
+
+#include "comm/ranks.h"
+#include "model/forward.h"
+#include "model/session.h"
+
+struct ra_session {
+    ra_session_options_t options; /**< strings point into the caller's or at literals */
+    char *model_dir;              /**< owned copy */
+    ra_layout_kind_t layout_kind;
+    ra_model_config_t *config;
+    ra_model_weights_t *weights;
+    ra_prepared_weights_t *prepared;
+    ra_pool_t *pool;
+    ra_device_t *device;
+    const char *model_digest; /**< owned by weights */
+    ra_forward_control_t control;
+    atomic_llong rows_total; /**< rows x layers of the running call */
+};
+
+/** One sharded forward pass over documents in document order. Everything is borrowed. */
+typedef struct ra_pass {
+    ra_session_t *session;
+    const ra_layout_t *layout;
+    const ra_layout_t *prefix;       /**< may be NULL */
+    const ra_forward_cache_t *cache; /**< may be NULL */
+    const int32_t *token;            /**< [total rows] in document order */
+    const int32_t *target;           /**< [total rows], -1 where nothing is scored; NULL: nowhere */
+    float *logprob;                  /**< out [total rows] on the process of rank 0, with target */
+    float *routing_gap;              /**< optional out [total rows] */
+    float *next_logprob; /**< optional out [vocab]: after the last row of the last document */
+} ra_pass_t;
+
+/** Run the pass on the session's ranks. @retval RA_ERR_STOPPED and everything ra_forward_run() has.
+ */
+ra_status_t ra_pass_run(ra_pass_t *pass);
+
+#endif
