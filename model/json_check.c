@@ -17,6 +17,7 @@ typedef struct json_key {
 
 typedef struct json_scan {
     const char *name;
+    const ra_json_rules_t *rules;
     const unsigned char *bytes;
     int64_t length;
     int64_t at;
@@ -256,11 +257,13 @@ static ra_status_t scan_number(json_scan_t *scan)
     if (peek(scan) == '-') {
         scan->at++;
     }
+    int64_t digits = scan->at;
     if (peek(scan) == '0') {
         scan->at++;
     } else {
         ok = skip_digits(scan);
     }
+    int64_t digits_end = scan->at;
     if (ok && peek(scan) == '.') {
         scan->at++;
         ok = skip_digits(scan);
@@ -277,6 +280,9 @@ static ra_status_t scan_number(json_scan_t *scan)
     }
     if (scan->at - start > NUMBER_MAX_CHARS) {
         return refuse(scan, start, "a number of more than 60 characters");
+    }
+    if (scan->rules->plain_integers && (digits != start || digits_end != scan->at)) {
+        return refuse(scan, start, "only plain non-negative integers are allowed here");
     }
     return RA_OK;
 }
@@ -364,8 +370,9 @@ static ra_status_t scan_container(json_scan_t *scan, int close)
 {
     int64_t start = scan->at;
     int64_t first_key = scan->keys_used;
-    if (++scan->depth > RA_JSON_MAX_DEPTH) {
-        return refuse(scan, start, "nested deeper than 64 levels");
+    if (++scan->depth > scan->rules->max_depth) {
+        return ra_fail(RA_ERR_INPUT, "json", "%s: byte %lld: nested deeper than %d levels",
+                       scan->name, (long long)start, scan->rules->max_depth);
     }
     scan->at++;
     skip_space(scan);
@@ -422,9 +429,11 @@ static ra_status_t scan_value(json_scan_t *scan)
     }
 }
 
-ra_status_t ra_json_check(const char *name, const char *bytes, int64_t length)
+static ra_status_t check_text(const char *name, const char *bytes, int64_t length,
+                              const ra_json_rules_t *rules)
 {
-    json_scan_t scan = {.name = name, .bytes = (const unsigned char *)bytes, .length = length};
+    json_scan_t scan = {
+        .name = name, .rules = rules, .bytes = (const unsigned char *)bytes, .length = length};
     ra_status_t status = scan_value(&scan);
     if (status == RA_OK) {
         skip_space(&scan);
@@ -437,9 +446,10 @@ ra_status_t ra_json_check(const char *name, const char *bytes, int64_t length)
     return status;
 }
 
-ra_status_t ra_json_parse(const char *name, const char *bytes, int64_t length, cJSON **root_p)
+ra_status_t ra_json_parse_rules(const char *name, const char *bytes, int64_t length,
+                                const ra_json_rules_t *rules, cJSON **root_p)
 {
-    RA_TRY(ra_json_check(name, bytes, length));
+    RA_TRY(check_text(name, bytes, length, rules));
     cJSON *root = cJSON_ParseWithLengthOpts(bytes, (size_t)length, NULL, 0);
     if (root == NULL) {
         /* the text is well-formed, so only memory can be missing */
@@ -448,6 +458,12 @@ ra_status_t ra_json_parse(const char *name, const char *bytes, int64_t length, c
     }
     *root_p = root;
     return RA_OK;
+}
+
+ra_status_t ra_json_parse(const char *name, const char *bytes, int64_t length, cJSON **root_p)
+{
+    static const ra_json_rules_t rules = {.max_depth = RA_JSON_MAX_DEPTH};
+    return ra_json_parse_rules(name, bytes, length, &rules, root_p);
 }
 
 ra_status_t ra_json_read_file(const char *path, int64_t max_bytes, cJSON **root_p)

@@ -37,11 +37,19 @@ enum { RA_JSON_MAX_DEPTH = 64 };
  */
 ra_status_t ra_json_parse(const char *name, const char *bytes, int64_t length, cJSON **root_p);
 
+/** What a format forbids beyond the above. */
+typedef struct ra_json_rules {
+    int max_depth; /**< <= RA_JSON_MAX_DEPTH */
+    bool
+        plain_integers; /**< every number is 0 or digits without sign, point, exponent, leading 0 */
+} ra_json_rules_t;
+
+/** ra_json_parse() with stricter rules. */
+ra_status_t ra_json_parse_rules(const char *name, const char *bytes, int64_t length,
+                                const ra_json_rules_t *rules, cJSON **root_p);
+
 /** Read a file (ra_file_read()) and parse it. @retval RA_ERR_USAGE nothing exists at @a path. */
 ra_status_t ra_json_read_file(const char *path, int64_t max_bytes, cJSON **root_p);
-
-/** The check alone. */
-ra_status_t ra_json_check(const char *name, const char *bytes, int64_t length);
 
 /*
  * Typed getters of one key of an object. `file` is only used in messages and may carry a path into
