@@ -73,7 +73,8 @@ ra_status_t ra_comm_test(ra_request_t *request);
  * @retval RA_ERR_TIMEOUT deadline passed (the request stays posted); RA_ERR_PEER aborted.
  */
 ra_status_t ra_comm_wait(ra_request_t *request, int64_t deadline_ns);
-/** Withdraw a group that has not completed; its memory is the caller's again. RA_OK if it had
+/** Withdraw a group that has not completed; its memory is the caller's again (a lent block that is
+ * being read is awaited first, so after an error abort before cancelling). RA_OK if it had
  * completed. */
 ra_status_t ra_comm_cancel(ra_request_t *request);
 /** Bytes of borrow number @a index of the group, after completion. */
