@@ -1,0 +1,138 @@
+#include "base/checked.h"
+#include "base/log.h"
+#include "moe/moe_plan.h"
+#include "moe/moe_simd.h"
+#include <inttypes.h>
+
+/* One tile of a call. */
+typedef struct tile {
+    ra_moe_plan_t *plan;
+    const ra_moe_args_t *args;
+    int64_t row, rows; /* of the call */
+    const float *results;
+} tile_t;
+
+static ra_moe_tokens_t tokens_of(const tile_t *tile)
+{
+    const ra_moe_args_t *args = tile->args;
+    ra_moe_tokens_t tokens = {.x_stride = args->x_stride};
+    if (tile->rows > 0) {
+        tokens.x = args->x + tile->row * args->x_stride;
+    }
+    return tokens;
+}
+
+static void select_rows(void *arg, int64_t begin, int64_t end)
+{
+    const tile_t *tile = arg;
+    const ra_moe_plan_t *plan = tile->plan;
+    const ra_router_t *router = &plan->shape.router;
+    float *gap = tile->args->gap;
+    ra_router_select(router, end - begin, plan->logits + begin * router->experts,
+                     tile->args->weights->bias, plan->expert + begin * router->top_k,
+                     plan->weight + begin * router->top_k,
+                     gap != NULL ? gap + tile->row + begin : NULL);
+}
+
+static ra_status_t route(const tile_t *tile, ra_stream_t *stream)
+{
+    ra_moe_tokens_t tokens = tokens_of(tile);
+    ra_gemm_job_t job = {.weight = tile->args->weights->router,
+                         .x = tokens.x,
+                         .x_stride = tokens.x_stride,
+                         .rows = tile->rows,
+                         .y = tile->plan->logits,
+                         .y_stride = tile->plan->shape.router.experts};
+    RA_TRY(ra_gemm(&job, tile->rows > 0, false, stream));
+    ra_moe_for_rows(stream, tile->rows, select_rows, (void *)tile);
+    return RA_OK;
+}
+
+/* Every expert is here. */
+static ra_status_t run_alone(tile_t *tile, ra_stream_t *stream)
+{
+    ra_moe_plan_t *plan = tile->plan;
+    const int32_t k = plan->shape.router.top_k;
+    for (int64_t t = 0; t < tile->rows; t++) {
+        for (int32_t j = 0; j < k; j++) {
+            plan->slots[t * k + j] =
+                (ra_moe_slot_t){.row = (int32_t)t, .expert = plan->expert[t * k + j]};
+        }
+    }
+    RA_TRY(ra_moe_run_experts(plan, tile->args->weights, tile->rows * k, tokens_of(tile),
+                              tile->rows, tokens_of(tile), stream));
+    for (int64_t s = 0; s < tile->rows * k; s++) {
+        plan->result_at[s] = plan->position[s];
+    }
+    tile->results = plan->outputs;
+    return RA_OK;
+}
+
+static void combine_rows(void *arg, int64_t begin, int64_t end)
+{
+    const tile_t *tile = arg;
+    const ra_moe_plan_t *plan = tile->plan;
+    const ra_moe_args_t *args = tile->args;
+    const ra_moe_ops_t *ops = ra_moe_ops();
+    const int64_t hidden = plan->shape.hidden;
+    const int32_t k = plan->shape.router.top_k;
+    for (int64_t t = begin; t < end; t++) {
+        const float *rows[RA_ROUTER_MAX_TOP_K];
+        for (int32_t j = 0; j < k; j++) {
+            rows[j] = tile->results + plan->result_at[t * k + j] * hidden;
+        }
+        const float *shared = plan->shape.shared_width > 0 ? plan->shared + t * hidden : NULL;
+        ops->combine(rows, plan->weight + t * k, k, shared, args->accumulate, hidden,
+                     args->y + (tile->row + t) * args->y_stride);
+    }
+}
+
+/* Every rank takes part in every round: as many as the rank with the most rows needs. */
+static ra_status_t agree_on_rounds(ra_moe_plan_t *plan, int64_t rows, int64_t *rounds_p)
+{
+    int64_t most = rows;
+    if (plan->comm != NULL) {
+        RA_TRY(ra_comm_allgather(plan->comm, &rows, sizeof(rows), plan->rank_rows));
+        for (int p = 0; p < plan->ranks; p++) {
+            most = ra_max_i64(most, plan->rank_rows[p]);
+        }
+    }
+    *rounds_p = ra_ceil_div(most, plan->tile_rows);
+    return RA_OK;
+}
+
+static bool same_shape(const ra_moe_shape_t *a, const ra_moe_shape_t *b)
+{
+    return a->hidden == b->hidden && a->expert_width == b->expert_width &&
+           a->shared_width == b->shared_width && a->router.experts == b->router.experts;
+}
+
+ra_status_t ra_moe_forward(ra_moe_plan_t *plan, const ra_moe_args_t *args, ra_stream_t *stream)
+{
+    const ra_moe_weights_t *weights = args->weights;
+    if (!same_shape(&plan->shape, &weights->shape) || weights->first > plan->first ||
+        weights->last < plan->last) {
+        return ra_fail(RA_ERR_INVALID, "moe",
+                       "rank %d of %d runs experts [%d, %d) of %d, hidden %" PRId64
+                       "; its weights hold [%d, %d) of %d, hidden %" PRId64,
+                       plan->rank, plan->ranks, plan->first, plan->last, plan->shape.router.experts,
+                       plan->shape.hidden, weights->first, weights->last,
+                       weights->shape.router.experts, weights->shape.hidden);
+    }
+    int64_t rounds;
+    RA_TRY(agree_on_rounds(plan, args->rows, &rounds));
+    for (int64_t round = 0; round < rounds; round++) {
+        int64_t row = round * plan->tile_rows;
+        int64_t rows = ra_min_i64(ra_max_i64(args->rows - row, 0), plan->tile_rows);
+        tile_t tile = {.plan = plan, .args = args, .row = row, .rows = rows};
+        RA_TRY(route(&tile, stream));
+        if (plan->comm == NULL) {
+            RA_TRY(run_alone(&tile, stream));
+        } else {
+            RA_TRY(ra_moe_exchange_round(plan, weights, round, rows, tokens_of(&tile),
+                                         &tile.results, stream));
+        }
+        ra_moe_for_rows(stream, rows, combine_rows, &tile);
+    }
+    return RA_OK;
+}
