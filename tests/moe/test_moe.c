@@ -1,0 +1,391 @@
+#include "base/cpu_isa.h"
+#include "comm/ranks.h"
+#include "moe/moe.h"
+#include "tests/moe/moe_ref.h"
+#include "tests/test_support.h"
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_EXPERTS = 32, PAD = 3 };
+
+static const ra_moe_shape_t shapes[] = {
+    {64, 32, 32, {16, 4, 4, 2, true, 2.5F}},
+    {96, 24, 48, {32, 8, 8, 4, true, 2.5F}},
+    {50, 17, 9, {8, 2, 1, 1, true, 1}},
+    {32, 16, 0, {5, 3, 1, 1, false, 1}},
+};
+
+typedef struct layer {
+    moe_ref_layer_t ref;
+    ra_tensor_t gate[MAX_EXPERTS], up[MAX_EXPERTS], down[MAX_EXPERTS];
+    ra_moe_tensors_t tensors;
+} layer_t;
+
+static float *random_floats(int64_t n, uint64_t *seed, float size)
+{
+    float *values = malloc((size_t)(n > 0 ? n : 1) * sizeof(*values));
+    assert_non_null(values);
+    test_fill(values, n, seed, -size, size);
+    return values;
+}
+
+static ra_tensor_t matrix(float *data, int64_t out, int64_t in)
+{
+    return ra_tensor_view(data, RA_F32, 2, (int64_t[]){out, in});
+}
+
+static layer_t *make_layer(const ra_moe_shape_t *shape)
+{
+    uint64_t seed = 11;
+    layer_t *layer = calloc(1, sizeof(*layer));
+    assert_non_null(layer);
+    moe_ref_layer_t *ref = &layer->ref;
+    int64_t hidden = shape->hidden, width = shape->expert_width, experts = shape->router.experts;
+    int64_t shared = shape->shared_width;
+    *ref = (moe_ref_layer_t){.shape = *shape,
+                             .router = random_floats(experts * hidden, &seed, 0.4F),
+                             .bias = random_floats(experts, &seed, 0.1F),
+                             .gate = random_floats(experts * width * hidden, &seed, 0.3F),
+                             .up = random_floats(experts * width * hidden, &seed, 0.3F),
+                             .down = random_floats(experts * width * hidden, &seed, 0.3F),
+                             .shared_gate = random_floats(shared * hidden, &seed, 0.3F),
+                             .shared_up = random_floats(shared * hidden, &seed, 0.3F),
+                             .shared_down = random_floats(shared * hidden, &seed, 0.3F)};
+    for (int64_t e = 0; e < experts; e++) {
+        int64_t at = e * width * hidden;
+        layer->gate[e] = matrix(ref->gate + at, width, hidden);
+        layer->up[e] = matrix(ref->up + at, width, hidden);
+        layer->down[e] = matrix(ref->down + at, hidden, width);
+    }
+    layer->tensors =
+        (ra_moe_tensors_t){.router = matrix(ref->router, experts, hidden),
+                           .expert_bias = ra_tensor_view(ref->bias, RA_F32, 1, &experts),
+                           .gate = layer->gate,
+                           .up = layer->up,
+                           .down = layer->down,
+                           .shared_gate = matrix(ref->shared_gate, shared, hidden),
+                           .shared_up = matrix(ref->shared_up, shared, hidden),
+                           .shared_down = matrix(ref->shared_down, hidden, shared)};
+    return layer;
+}
+
+static void free_layer(layer_t *layer)
+{
+    moe_ref_layer_t *ref = &layer->ref;
+    free(ref->router);
+    free(ref->bias);
+    free(ref->gate);
+    free(ref->up);
+    free(ref->down);
+    free(ref->shared_gate);
+    free(ref->shared_up);
+    free(ref->shared_down);
+    free(layer);
+}
+
+static const ra_gemm_kernel_t *gemm_named(const char *name)
+{
+    const ra_gemm_kernel_t *kernel = NULL;
+    assert_int_equal(ra_gemm_select(name, false, &kernel), RA_OK);
+    return kernel;
+}
+
+static ra_moe_weights_t *make_weights(layer_t *layer, const char *gemm, int32_t first, int32_t last)
+{
+    ra_moe_weights_t *weights = NULL;
+    assert_int_equal(ra_moe_weights_create(gemm_named(gemm), &layer->ref.shape, &layer->tensors,
+                                           first, last, &weights),
+                     RA_OK);
+    return weights;
+}
+
+/* One call on one rank. y and gap are poisoned first; rows are padded by PAD floats. */
+typedef struct call {
+    layer_t *layer;
+    const char *gemm;
+    int64_t tile_rows, rows;
+    const float *x;
+    float *y, *gap;
+    bool accumulate;
+    ra_pool_t *pool;
+} call_t;
+
+static ra_status_t run_call(const call_t *call, ra_comm_t *comm)
+{
+    const ra_moe_shape_t *shape = &call->layer->ref.shape;
+    int64_t stride = shape->hidden + PAD;
+    int ranks = comm != NULL ? ra_comm_size(comm) : 1, rank = comm != NULL ? ra_comm_rank(comm) : 0;
+    int32_t first, last;
+    ra_moe_expert_range(shape->router.experts, ranks, rank, &first, &last);
+    ra_device_t *device = NULL;
+    ra_stream_t *stream = NULL;
+    ra_moe_plan_t *plan = NULL;
+    ra_moe_weights_t *weights = make_weights(call->layer, call->gemm, first, last);
+    assert_int_equal(ra_device_open("cpu", 0, call->pool, &device), RA_OK);
+    assert_int_equal(ra_stream_create(device, &stream), RA_OK);
+    assert_int_equal(ra_moe_plan_create(shape, call->tile_rows, device, comm, &plan), RA_OK);
+    assert_true(ra_moe_plan_bytes(plan) > 0);
+    if (!call->accumulate) {
+        test_poison(call->y, call->rows * stride);
+    }
+    ra_moe_args_t args = {.weights = weights,
+                          .rows = call->rows,
+                          .x = call->x,
+                          .x_stride = stride,
+                          .y = call->y,
+                          .y_stride = stride,
+                          .accumulate = call->accumulate,
+                          .gap = call->gap};
+    ra_status_t status = ra_moe_forward(plan, &args, stream);
+    ra_moe_plan_destroy(plan);
+    ra_moe_weights_destroy(weights);
+    ra_stream_destroy(stream);
+    ra_device_close(device);
+    return status;
+}
+
+/* Compare with the oracle, row by row, where the choice of experts is not a near tie. */
+static void compare(const layer_t *layer, int64_t rows, const float *x, const float *y,
+                    const float *gap)
+{
+    int64_t hidden = layer->ref.shape.hidden, stride = hidden + PAD, compared = 0;
+    double *want = malloc((size_t)hidden * sizeof(*want));
+    for (int64_t t = 0; t < rows; t++) {
+        double want_gap = moe_ref_row(&layer->ref, x + t * stride, want);
+        assert_true(fabs((double)gap[t] - want_gap) < 5e-6);
+        if (want_gap > 1e-5) {
+            /* fp32 sums over hidden and width of terms below 1 */
+            test_near(y + t * stride, want, hidden, 5e-6, 5e-6, "y");
+            compared++;
+        }
+        for (int64_t d = hidden; d < stride; d++) {
+            assert_true(isnan(y[t * stride + d])); /* nothing beyond the row is written */
+        }
+    }
+    assert_true(compared >= rows * 9 / 10);
+    free(want);
+}
+
+static void forward_equals_the_dense_loop(void **unused)
+{
+    (void)unused;
+    static const int64_t row_counts[] = {0, 1, 5, 300};
+    static const char *const gemms[] = {"openblas", "packed"};
+    for (size_t s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++) {
+        layer_t *layer = make_layer(&shapes[s]);
+        for (size_t r = 0; r < sizeof(row_counts) / sizeof(row_counts[0]); r++) {
+            uint64_t seed = 5;
+            int64_t rows = row_counts[r], count = rows * (shapes[s].hidden + PAD);
+            float *x = random_floats(count, &seed, 1), *y = random_floats(count, &seed, 1);
+            float *gap = random_floats(rows, &seed, 1);
+            for (size_t g = 0; g < sizeof(gemms) / sizeof(gemms[0]); g++) {
+                call_t call = {.layer = layer,
+                               .gemm = gemms[g],
+                               .tile_rows = rows == 300 ? 64 : 0,
+                               .rows = rows,
+                               .x = x,
+                               .y = y,
+                               .gap = gap};
+                test_poison(gap, rows);
+                assert_int_equal(run_call(&call, NULL), RA_OK);
+                compare(layer, rows, x, y, gap);
+            }
+            free(x);
+            free(y);
+            free(gap);
+        }
+        free_layer(layer);
+    }
+}
+
+static void accumulating_adds_to_what_is_there(void **unused)
+{
+    (void)unused;
+    uint64_t seed = 3;
+    layer_t *layer = make_layer(&shapes[0]);
+    int64_t rows = 20, stride = shapes[0].hidden + PAD, count = rows * stride;
+    float *x = random_floats(count, &seed, 1), *alone = random_floats(count, &seed, 1);
+    float *sum = random_floats(count, &seed, 1), *before = malloc((size_t)count * sizeof(float));
+    memcpy(before, sum, (size_t)count * sizeof(float));
+    call_t call = {.layer = layer, .gemm = "packed", .rows = rows, .x = x, .y = alone};
+    assert_int_equal(run_call(&call, NULL), RA_OK);
+    call.y = sum;
+    call.accumulate = true;
+    assert_int_equal(run_call(&call, NULL), RA_OK);
+    for (int64_t i = 0; i < count; i++) {
+        float want = i % stride < shapes[0].hidden ? before[i] + alone[i] : before[i];
+        assert_true(sum[i] == want);
+    }
+    free(x);
+    free(alone);
+    free(sum);
+    free(before);
+    free_layer(layer);
+}
+
+static void a_row_that_is_not_finite_stays_alone(void **unused)
+{
+    (void)unused;
+    uint64_t seed = 3;
+    layer_t *layer = make_layer(&shapes[0]);
+    int64_t rows = 9, hidden = shapes[0].hidden, stride = hidden + PAD;
+    float *x = random_floats(rows * stride, &seed, 1), *y = random_floats(rows * stride, &seed, 1);
+    x[4 * stride + 7] = NAN;
+    call_t call = {.layer = layer, .gemm = "packed", .rows = rows, .x = x, .y = y};
+    assert_int_equal(run_call(&call, NULL), RA_OK);
+    for (int64_t t = 0; t < rows; t++) {
+        for (int64_t d = 0; d < hidden; d++) {
+            assert_true(isnan(y[t * stride + d]) == (t == 4));
+        }
+    }
+    free(x);
+    free(y);
+    free_layer(layer);
+}
+
+/* Rows of rank r of n, some ranks without any. */
+static int64_t rows_of(int64_t rows, int ranks, int rank)
+{
+    int64_t uneven = rank % 3 == 1 && ranks > 2 ? 0 : rows / ranks + rank;
+    return uneven;
+}
+
+typedef struct world {
+    call_t call;
+    const float *want_y, *want_gap;
+    float *y, *gap;
+} world_t;
+
+static ra_status_t rank_main(ra_comm_t *comm, void *arg)
+{
+    world_t *world = arg;
+    int64_t stride = world->call.layer->ref.shape.hidden + PAD, begin = 0;
+    for (int r = 0; r < ra_comm_rank(comm); r++) {
+        begin += rows_of(world->call.rows, ra_comm_size(comm), r);
+    }
+    call_t call = world->call;
+    call.rows = rows_of(world->call.rows, ra_comm_size(comm), ra_comm_rank(comm));
+    call.x += begin * stride;
+    call.y += begin * stride;
+    call.gap += begin;
+    return run_call(&call, comm);
+}
+
+static void expert_parallel(const ra_moe_shape_t *shape, int ranks, int64_t tile_rows,
+                            ra_pool_t *pool)
+{
+    uint64_t seed = 5;
+    layer_t *layer = make_layer(shape);
+    int64_t rows = 0;
+    for (int r = 0; r < ranks; r++) {
+        rows += rows_of(60, ranks, r);
+    }
+    int64_t count = rows * (shape->hidden + PAD);
+    float *x = random_floats(count, &seed, 1);
+    float *want = random_floats(count, &seed, 1), *want_gap = random_floats(rows, &seed, 1);
+    float *got = random_floats(count, &seed, 1), *gap = random_floats(rows, &seed, 1);
+    call_t call = {
+        .layer = layer, .gemm = "packed", .rows = rows, .x = x, .y = want, .gap = want_gap};
+    assert_int_equal(run_call(&call, NULL), RA_OK);
+    world_t world = {.call = call};
+    world.call.rows = 60;
+    world.call.tile_rows = tile_rows;
+    world.call.y = got;
+    world.call.gap = gap;
+    world.call.pool = pool;
+    test_poison(gap, rows);
+    assert_int_equal(ra_ranks_run("local", ranks, rank_main, &world), RA_OK);
+    assert_memory_equal(gap, want_gap, (size_t)rows * sizeof(float));
+    for (int64_t i = 0; i < count; i++) {
+        if (memcmp(&got[i], &want[i], sizeof(float)) != 0 && !(isnan(got[i]) && isnan(want[i]))) {
+            fail_msg("%d ranks, y [%lld]: %.9g, replicated %.9g", ranks, (long long)i,
+                     (double)got[i], (double)want[i]);
+        }
+    }
+    free(x);
+    free(want);
+    free(want_gap);
+    free(got);
+    free(gap);
+    free_layer(layer);
+}
+
+static void expert_parallel_gives_the_bits_of_replicated(void **unused)
+{
+    (void)unused;
+    static const int rank_counts[] = {1, 2, 3, 4, 7};
+    ra_pool_t *pool;
+    assert_int_equal(ra_pool_create(2, &pool), RA_OK);
+    for (size_t r = 0; r < sizeof(rank_counts) / sizeof(rank_counts[0]); r++) {
+        for (size_t s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++) {
+            expert_parallel(&shapes[s], rank_counts[r], 0, NULL);
+            expert_parallel(&shapes[s], rank_counts[r], 16, pool); /* several rounds */
+        }
+    }
+    ra_pool_destroy(pool);
+}
+
+/* More ranks than experts: some run none and only hand in their tokens. */
+static void ranks_without_experts_take_part(void **unused)
+{
+    (void)unused;
+    ra_moe_shape_t shape = {16, 8, 8, {4, 2, 1, 1, true, 1}};
+    expert_parallel(&shape, 7, 3, NULL); /* fewer rows in flight than ranks */
+}
+
+static void every_expert_has_one_owner(void **unused)
+{
+    (void)unused;
+    for (int ranks = 1; ranks <= 40; ranks++) {
+        int32_t next = 0, first, last;
+        for (int rank = 0; rank < ranks; rank++) {
+            ra_moe_expert_range(16, ranks, rank, &first, &last);
+            assert_int_equal(first, next);
+            assert_true(last >= first && last - first <= 16 / ranks + 1);
+            next = last;
+        }
+        assert_int_equal(next, 16);
+    }
+}
+
+static void wrong_weights_are_refused_with_their_name(void **unused)
+{
+    (void)unused;
+    layer_t *layer = make_layer(&shapes[0]);
+    const ra_gemm_kernel_t *gemm = gemm_named("packed");
+    ra_moe_weights_t *weights = NULL;
+    layer->down[2] = matrix(layer->ref.down, 64, 31);
+    assert_int_equal(ra_moe_weights_create(gemm, &shapes[0], &layer->tensors, 0, 16, &weights),
+                     RA_ERR_SHAPE);
+    assert_non_null(strstr(ra_last_error(), "down of expert 2"));
+    assert_int_equal(ra_moe_weights_create(gemm, &shapes[0], &layer->tensors, 3, 17, &weights),
+                     RA_ERR_INVALID);
+    assert_null(weights);
+
+    /* a plan that runs all experts, weights that hold some */
+    weights = make_weights(layer, "packed", 3, 16);
+    ra_device_t *device = NULL;
+    ra_moe_plan_t *plan = NULL;
+    assert_int_equal(ra_device_open("cpu", 0, NULL, &device), RA_OK);
+    assert_int_equal(ra_moe_plan_create(&shapes[0], 0, device, NULL, &plan), RA_OK);
+    ra_moe_args_t args = {.weights = weights};
+    assert_int_equal(ra_moe_forward(plan, &args, NULL), RA_ERR_INVALID);
+    ra_moe_plan_destroy(plan);
+    ra_moe_weights_destroy(weights);
+    ra_device_close(device);
+    free_layer(layer);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(forward_equals_the_dense_loop),
+        cmocka_unit_test(accumulating_adds_to_what_is_there),
+        cmocka_unit_test(a_row_that_is_not_finite_stays_alone),
+        cmocka_unit_test(expert_parallel_gives_the_bits_of_replicated),
+        cmocka_unit_test(ranks_without_experts_take_part),
+        cmocka_unit_test(every_expert_has_one_owner),
+        cmocka_unit_test(wrong_weights_are_refused_with_their_name),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
