@@ -35,26 +35,6 @@ typedef struct mapped {
     const char *tensor, *file;
 } mapped_t;
 
-static bool name_bytes_ok(const char *name)
-{
-    for (; *name != '\0'; name++) {
-        bool letter = (*name >= 'a' && *name <= 'z') || (*name >= 'A' && *name <= 'Z');
-        bool other = (*name >= '0' && *name <= '9') || strchr("._-", *name) != NULL;
-        if (!letter && !other) {
-            return false;
-        }
-    }
-    return true;
-}
-
-static bool shard_name_ok(const char *name)
-{
-    static const char suffix[] = ".safetensors";
-    size_t length = strlen(name), tail = sizeof(suffix) - 1;
-    return length > tail && length <= 255 && name_bytes_ok(name) &&
-           strcmp(name + length - tail, suffix) == 0;
-}
-
 /* Is the link `name` one of the Hugging Face cache, "../../blobs/<name>"? */
 static bool cache_link(int directory, const char *name, char target[RA_PATH_MAX])
 {
@@ -66,7 +46,7 @@ static bool cache_link(int directory, const char *name, char target[RA_PATH_MAX]
     target[length] = '\0';
     const char *blob = target + sizeof(prefix) - 1;
     return strncmp(target, prefix, sizeof(prefix) - 1) == 0 && blob[0] != '\0' && blob[0] != '.' &&
-           name_bytes_ok(blob);
+           ra_file_name_plain(blob, "");
 }
 
 static ra_status_t open_shard(const ra_checkpoint_t *checkpoint, int directory, const char *name,
@@ -132,7 +112,7 @@ static ra_status_t read_weight_map(const char *path, const cJSON *root, mapped_t
     const cJSON *node;
     cJSON_ArrayForEach(node, map)
     {
-        if (!cJSON_IsString(node) || !shard_name_ok(node->valuestring)) {
+        if (!cJSON_IsString(node) || !ra_file_name_plain(node->valuestring, ".safetensors")) {
             const char *value = cJSON_IsString(node) ? node->valuestring : "(not a string)";
             free(lines);
             return ra_fail(RA_ERR_INPUT, "checkpoint",

@@ -21,6 +21,22 @@ ra_status_t ra_path_join(const char *directory, const char *name, char out[RA_PA
     return RA_OK;
 }
 
+bool ra_file_name_plain(const char *name, const char *suffix)
+{
+    size_t length = strlen(name), tail = strlen(suffix);
+    if (length <= tail || length > 255 || strcmp(name + length - tail, suffix) != 0) {
+        return false;
+    }
+    for (size_t i = 0; i < length; i++) {
+        char c = name[i];
+        bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+        if (!letter && !(c >= '0' && c <= '9') && strchr("._-", c) == NULL) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static ra_status_t open_regular(const char *path, int64_t max_bytes, int *fd_p, int64_t *size_p)
 {
     /* O_NONBLOCK: opening a pipe must not wait for its writer before it is refused */

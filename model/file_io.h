@@ -9,6 +9,7 @@
 #define RA_MODEL_FILE_IO_H
 
 #include "base/status.h"
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -16,6 +17,12 @@ enum { RA_PATH_MAX = 4096 };
 
 /** out = directory + "/" + name. @retval RA_ERR_USAGE the result is longer than a path may be. */
 ra_status_t ra_path_join(const char *directory, const char *name, char out[RA_PATH_MAX]);
+
+/**
+ * Is @a name one path component of [A-Za-z0-9._-] that ends in @a suffix and is longer than it?
+ * Names found inside files must pass before they are opened: no directories, no surprises.
+ */
+bool ra_file_name_plain(const char *name, const char *suffix);
 
 /**
  * Read a regular file as a whole into memory of malloc(); one zero byte follows the contents.
