@@ -61,7 +61,7 @@ static ra_status_t resolve_options(ra_session_t *session, ra_decay_factor_t *dec
 static ra_status_t open_parts(ra_session_t *session)
 {
     ra_session_options_t *options = &session->options;
-    ra_decay_factor_t decay_factor;
+    ra_decay_factor_t decay_factor = RA_DECAY_A;
     const ra_gemm_kernel_t *kernel;
 
     RA_TRY(resolve_options(session, &decay_factor));
