@@ -1,5 +1,5 @@
 /* Collectives over every transport row and 1 to 8 ranks. */
-#include "ranks_check.h"
+#include "tests/comm/ranks_check.h"
 #include "tests/test_support.h"
 #include <stdatomic.h>
 #include <stdlib.h>

@@ -1,6 +1,6 @@
 /* What every row of the transport table must do. */
 #include "base/clock.h"
-#include "ranks_check.h"
+#include "tests/comm/ranks_check.h"
 #include "tests/test_support.h"
 #include <sched.h>
 #include <stdatomic.h>
