@@ -327,12 +327,12 @@ static int compare_keys(const void *left, const void *right)
 
 static ra_status_t check_duplicates(json_scan_t *scan, int64_t first)
 {
-    json_key_t *keys = scan->keys + first;
     int64_t count = scan->keys_used - first;
     scan->keys_used = first;
     if (count < 2) {
         return RA_OK;
     }
+    json_key_t *keys = scan->keys + first;
     qsort(keys, (size_t)count, sizeof(*keys), compare_keys);
     for (int64_t i = 1; i < count; i++) {
         if (XXH128_isEqual(keys[i - 1].hash, keys[i].hash)) {
