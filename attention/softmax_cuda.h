@@ -1,0 +1,63 @@
+/**
+ * @file  attention/softmax_cuda.h
+ * @brief Launch contract of the Hopper softmax kernel: ra_softmax_block_t's formula on bf16 q, k
+ *        and v with the carried state in fp32 device memory, or with no state in memory at all.
+ *
+ * A sequence of calls over blocks of keys is
+ *     first call   fresh = 1: the state is not read, (m, l, O) = (-inf, 0, 0)
+ *     last call    out given: O / l goes to out, m + ln l to lse, the state is not written
+ * so that one call over all keys touches no state. Rows outside every group are neither read nor
+ * written; groups without spans are how a first or last call reaches rows that see no key.
+ *
+ * Nothing is allocated, copied or waited for here. The tile list is made once per mask
+ * (softmax_tiles.h, with ra_softmax_sm90_tile()'s sizes) and copied to the device by the caller; it
+ * holds the kernel's counters, so one list serves one launch at a time.
+ *
+ * Numerics    q k^T and p v on bf16 operands, fp32 sums; p rounded to bf16; exponentials by ex2
+ * with relative error 2^-22. State as in softmax_block.h. O is rounded once. m is a running
+ * reference within RA_SOFTMAX_SLACK of the running maximum, never above it.
+ */
+#ifndef RA_ATTENTION_SOFTMAX_CUDA_H
+#define RA_ATTENTION_SOFTMAX_CUDA_H
+
+#include "attention/softmax_tiles.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct CUstream_st;
+
+typedef struct ra_softmax_cuda_call {
+    const ra_softmax_block_t *block; /**< device q, k, v (16-byte aligned rows); mask unused */
+    const ra_softmax_tiles_layout_t *layout;
+    void *tiles;                     /**< the tile list on the device */
+    const ra_softmax_state_t *state; /**< may be NULL when fresh and out are both given */
+    int fresh;                       /**< take the state as reset, without reading it */
+    void *out;                       /**< optional [R, H, D], row r at out + r * out_stride */
+    ra_dtype_t out_dtype;            /**< BF16 or F32 */
+    int64_t out_stride;              /**< elements between rows, a multiple of 8 */
+    float *lse;                      /**< optional [H, R], written together with out */
+} ra_softmax_cuda_call_t;
+
+/**
+ * Tile sizes of the kernel for @a head_dim on the current device.
+ * @param variant  0; other values are further rows of the kernel table, for measuring.
+ * @retval RA_ERR_UNSUPPORTED  not compute capability 9.0, or head_dim is neither 64 nor 128.
+ */
+ra_status_t ra_softmax_sm90_tile(int32_t head_dim, int variant, int32_t *tile_rows_p,
+                                 int32_t *tile_keys_p);
+
+/**
+ * Queue one call on @a stream of the current device.
+ * @retval RA_ERR_UNSUPPORTED  shapes or alignments the kernel lacks; the message names them.
+ * @retval RA_ERR_DEVICE       The launch failed.
+ */
+ra_status_t ra_softmax_sm90_launch(const ra_softmax_cuda_call_t *call, int variant,
+                                   struct CUstream_st *stream);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,828 @@
+/*
+ * Roles of a CTA (one a multiprocessor, persistent): warpgroup 0 holds one thread that takes row
+ * tiles off a counter and drives the copy engine; each further warpgroup owns 64 rows. Step j of a
+ * consumer overlaps the exponentials of key tile j with P V of key tile j - 1, and the warpgroups
+ * take turns to issue their products, so that one's exponentials also run under the other's
+ * products (Shah et al., FlashAttention-3, arXiv 2407.08608).
+ *
+ * The producer describes every key tile beside the barrier of its stage (step_t), so consumers need
+ * to know nothing about masks but "is this tile to be tested".
+ */
+extern "C" { /* C headers without a C++ guard of their own */
+#include "base/status.h"
+}
+#include "attention/softmax_cuda.h"
+#include "base/sm90_ptx.cuh"
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#include <cudaTypedefs.h>
+
+namespace
+{
+
+const char subsystem[] = "attention";
+constexpr float LOG2E = 1.44269504088896340736f;
+
+struct params_t {
+    ra_softmax_tiles_head_t *head;
+    const ra_softmax_tile_t *tiles;
+    const ra_softmax_segment_t *segments;
+    const int2 *row_interval;
+    const int32_t *key_pos;
+    float *m, *l, *o;
+    void *out;
+    float *lse;
+    int64_t rows, o_stride, out_stride;
+    float scale;
+    int32_t tile_count, heads, group, section, head_dim; /* heads per kv head; per L2 section */
+    int32_t fresh, out_is_f32;
+};
+
+/* One key tile as consumers see it. */
+struct step_t {
+    int32_t key_begin, keys, flags, pos_shift;
+};
+
+/* One unit of work; steps < 0 ends the kernel. */
+struct job_t {
+    int32_t row_begin, row_count, head, steps;
+};
+
+template <int D_, int BN_, int WG_, int STAGES_, int QSTAGES_, bool TURNS_, int SLACK_>
+struct config_t {
+    static constexpr int D = D_, BN = BN_, WG = WG_, BM = 64 * WG_, STAGES = STAGES_,
+                         QSTAGES = QSTAGES_, SLACK = SLACK_;
+    static constexpr bool TURNS = TURNS_;
+    static constexpr int THREADS = 128 * (WG + 1);
+    static constexpr int PRODUCER_REGS = WG == 2 ? 24 : 32, CONSUMER_REGS = WG == 2 ? 240 : 160;
+    static constexpr int Q_BYTES = 64 * D * 2, KV_BYTES = BN * D * 2, BOX = BN * 128;
+};
+
+template <class C> struct __align__(16) control_t
+{
+    uint64_t q_full[C::QSTAGES][C::WG], q_empty[C::QSTAGES][C::WG];
+    uint64_t k_full[C::STAGES], k_empty[C::STAGES], v_full[C::STAGES], v_empty[C::STAGES];
+    uint64_t job_full[2], job_empty[2];
+    step_t step[C::STAGES];
+    job_t job[2];
+};
+
+template <class C> constexpr int shared_bytes()
+{
+    return C::WG * C::QSTAGES * C::Q_BYTES + 2 * C::STAGES * C::KV_BYTES +
+           (int)sizeof(control_t<C>);
+}
+
+/* A position in a ring of N slots and the parity of its current lap. */
+template <int N> struct slot_t {
+    int index = 0;
+    uint32_t lap = 0;
+    __device__ __forceinline__ void next()
+    {
+        if (++index == N) {
+            index = 0;
+            lap ^= 1;
+        }
+    }
+};
+
+template <class C> struct shared_t {
+    unsigned char *q, *k, *v;
+    control_t<C> *control;
+    __device__ __forceinline__ explicit shared_t(unsigned char *base)
+    {
+        q = base;
+        k = q + C::WG * C::QSTAGES * C::Q_BYTES;
+        v = k + C::STAGES * C::KV_BYTES;
+        control = reinterpret_cast<control_t<C> *>(v + C::STAGES * C::KV_BYTES);
+    }
+};
+
+template <class C> __device__ __forceinline__ void init_barriers(control_t<C> *control)
+{
+    constexpr int warps = 4 * C::WG;
+    for (int s = 0; s < C::QSTAGES; s++)
+        for (int w = 0; w < C::WG; w++) {
+            ra_mbar_init(ra_smem_addr(&control->q_full[s][w]), 1);
+            ra_mbar_init(ra_smem_addr(&control->q_empty[s][w]), 4);
+        }
+    for (int s = 0; s < C::STAGES; s++) {
+        ra_mbar_init(ra_smem_addr(&control->k_full[s]), 1);
+        ra_mbar_init(ra_smem_addr(&control->v_full[s]), 1);
+        ra_mbar_init(ra_smem_addr(&control->k_empty[s]), warps);
+        ra_mbar_init(ra_smem_addr(&control->v_empty[s]), warps);
+    }
+    for (int s = 0; s < 2; s++) {
+        ra_mbar_init(ra_smem_addr(&control->job_full[s]), 1);
+        ra_mbar_init(ra_smem_addr(&control->job_empty[s]), warps);
+    }
+    ra_mbar_init_fence();
+}
+
+/*
+ * Unit u of the launch: heads are cut into sections whose keys and values fit the L2 together;
+ * inside a section row tiles fall in length and the heads of one tile are neighbours.
+ */
+__device__ __forceinline__ job_t job_of(const params_t &p, uint32_t unit, int *segment)
+{
+    uint32_t per_section = (uint32_t)p.section * (uint32_t)p.tile_count;
+    uint32_t section = unit / per_section, rest = unit - section * per_section;
+    uint32_t first = section * (uint32_t)p.section;
+    uint32_t width = min((uint32_t)p.section, (uint32_t)p.heads - first);
+    uint32_t tile = rest / width;
+    int4 t = __ldg(reinterpret_cast<const int4 *>(p.tiles + tile));
+    *segment = t.z;
+    return job_t{t.x, t.y, (int32_t)(first + rest - tile * width), t.w};
+}
+
+template <class C>
+__device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *q_map,
+                                        const CUtensorMap *k_map, const CUtensorMap *v_map,
+                                        const shared_t<C> &shared)
+{
+    control_t<C> *control = shared.control;
+    const uint32_t units = (uint32_t)p.tile_count * (uint32_t)p.heads;
+    slot_t<C::STAGES> k_slot, v_slot;
+    slot_t<C::QSTAGES> q_slot;
+    slot_t<2> job_slot;
+    uint32_t unit = blockIdx.x;
+    auto load_v = [&](int key, int kv_head) {
+        uint32_t full = ra_smem_addr(&control->v_full[v_slot.index]);
+        ra_mbar_wait(ra_smem_addr(&control->v_empty[v_slot.index]), v_slot.lap ^ 1);
+        ra_mbar_arrive_expect(full, C::KV_BYTES);
+        ra_tma_load_4d(ra_smem_addr(shared.v + v_slot.index * C::KV_BYTES), v_map, full, 0, key,
+                       kv_head, 0, ra_l2_evict_last());
+        v_slot.next();
+    };
+    for (;;) {
+        job_t job = {0, 0, 0, -1};
+        int segment = 0;
+        uint32_t next = 0;
+        if (unit < units) {
+            job = job_of(p, unit, &segment);
+            next = gridDim.x + atomicAdd(&p.head->next, 1u);
+        }
+        ra_mbar_wait(ra_smem_addr(&control->job_empty[job_slot.index]), job_slot.lap ^ 1);
+        control->job[job_slot.index] = job;
+        ra_mbar_arrive(ra_smem_addr(&control->job_full[job_slot.index]));
+        job_slot.next();
+        if (job.steps < 0)
+            break;
+        const int kv_head = job.head / p.group;
+        int done = 0, v_key = 0;
+#pragma unroll 1
+        for (; done < job.steps; segment++) {
+            const int4 s = __ldg(reinterpret_cast<const int4 *>(p.segments + segment));
+            const int shift = __ldg(&p.segments[segment].pos_shift);
+#pragma unroll 1
+            for (int t = 0; t < s.z; t++, done++) {
+                const int key = s.x - t * C::BN;
+                uint32_t full = ra_smem_addr(&control->k_full[k_slot.index]);
+                ra_mbar_wait(ra_smem_addr(&control->k_empty[k_slot.index]), k_slot.lap ^ 1);
+                int flags = s.w & RA_TILE_MASK;
+                if (t == s.z - 1)
+                    flags |= s.w & RA_TILE_SPAN_END;
+                control->step[k_slot.index] = step_t{key, min(C::BN, s.y - key), flags, shift};
+                ra_mbar_arrive_expect(full, C::KV_BYTES);
+                ra_tma_load_4d(ra_smem_addr(shared.k + k_slot.index * C::KV_BYTES), k_map, full, 0,
+                               key, kv_head, 0, ra_l2_evict_last());
+                k_slot.next();
+                if (done == 0) {
+#pragma unroll 1
+                    for (int w = 0; w < C::WG; w++) {
+                        uint32_t q_full = ra_smem_addr(&control->q_full[q_slot.index][w]);
+                        ra_mbar_wait(ra_smem_addr(&control->q_empty[q_slot.index][w]),
+                                     q_slot.lap ^ 1);
+                        ra_mbar_arrive_expect(q_full, C::Q_BYTES);
+                        ra_tma_load_4d(
+                            ra_smem_addr(shared.q + (q_slot.index * C::WG + w) * C::Q_BYTES), q_map,
+                            q_full, 0, job.row_begin + 64 * w, job.head, 0, ra_l2_evict_first());
+                    }
+                    q_slot.next();
+                } else {
+                    load_v(v_key, kv_head);
+                }
+                v_key = key;
+            }
+        }
+        if (job.steps > 0)
+            load_v(v_key, kv_head);
+        unit = next;
+    }
+    /* Every CTA ends once; the last one clears the counters for the next launch. */
+    __threadfence();
+    if (atomicAdd(&p.head->done, 1u) == gridDim.x - 1) {
+        p.head->next = 0;
+        p.head->done = 0;
+    }
+}
+
+/* Visible columns [begin, end) of a key tile for a row with positions [lo, hi). */
+__device__ __forceinline__ int2 columns_of(const params_t &p, const step_t &step, int2 interval)
+{
+    int2 columns;
+    if ((step.flags & RA_TILE_MASK) == RA_TILE_SHIFT) {
+        const int first = step.key_begin + step.pos_shift;
+        columns.x = interval.x - first;
+        columns.y = min(interval.y - first, step.keys);
+        return columns;
+    }
+    const int32_t *pos = p.key_pos + step.key_begin;
+    int *bound[2] = {&columns.x, &columns.y};
+    const int want[2] = {interval.x, interval.y};
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int begin = 0, end = step.keys;
+        while (begin < end) {
+            int middle = (begin + end) >> 1;
+            if (__ldg(pos + middle) < want[i])
+                begin = middle + 1;
+            else
+                end = middle;
+        }
+        *bound[i] = begin;
+    }
+    return columns;
+}
+
+/* Running softmax of one thread's two rows. m in natural units of scaled scores. */
+struct rows_t {
+    float m[2], l[2];
+};
+
+struct intervals_t {
+    int2 row[2];
+};
+
+__device__ __forceinline__ intervals_t load_intervals(const params_t &p, const job_t &job, int row)
+{
+    intervals_t intervals;
+#pragma unroll
+    for (int r = 0; r < 2; r++)
+        intervals.row[r] = row + 8 * r < job.row_count
+                               ? __ldg(p.row_interval + job.row_begin + row + 8 * r)
+                               : make_int2(0, 0);
+    return intervals;
+}
+
+template <int N>
+__device__ __forceinline__ void hide(const params_t &p, const step_t &step,
+                                     const intervals_t &intervals, float (&s)[N])
+{
+    const int column0 = 2 * (threadIdx.x & 3);
+    const int2 c0 = columns_of(p, step, intervals.row[0]);
+    const int2 c1 = columns_of(p, step, intervals.row[1]);
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        const int column = column0 + 8 * (i >> 2) + (i & 1);
+        const int2 c = (i >> 1) & 1 ? c1 : c0;
+        if (column < c.x || column >= c.y)
+            s[i] = -INFINITY;
+    }
+}
+
+__device__ __forceinline__ float quad_max(float x)
+{
+    x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFF, x, 1));
+    return fmaxf(x, __shfl_xor_sync(0xFFFFFFFF, x, 2));
+}
+
+__device__ __forceinline__ float quad_sum(float x)
+{
+    x += __shfl_xor_sync(0xFFFFFFFF, x, 1);
+    return x + __shfl_xor_sync(0xFFFFFFFF, x, 2);
+}
+
+/* Scores to probabilities in place; alpha is what the state before is to be multiplied by. */
+template <class C, int N>
+__device__ __forceinline__ void soften(float scale, rows_t &rows, float (&s)[N], float (&alpha)[2])
+{
+    float top[2] = {s[0], s[2]};
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+        top[0] = fmaxf(top[0], fmaxf(s[i], s[i + 1]));
+        top[1] = fmaxf(top[1], fmaxf(s[i + 2], s[i + 3]));
+    }
+    const float slope = scale * LOG2E;
+    float base[2];
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const float seen = quad_max(top[r]) * scale;
+        const float m = seen > rows.m[r] + (float)C::SLACK ? seen : rows.m[r];
+        base[r] = m == -INFINITY ? 0.0f : m * LOG2E;
+        alpha[r] = m == rows.m[r] ? 1.0f : ra_exp2(rows.m[r] * LOG2E - base[r]);
+        rows.m[r] = m;
+        rows.l[r] *= alpha[r];
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        s[i] = ra_exp2(s[i] * slope - base[(i >> 1) & 1]);
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+        rows.l[0] += s[i] + s[i + 1];
+        rows.l[1] += s[i + 2] + s[i + 3];
+    }
+}
+
+template <int N> __device__ __forceinline__ void rescale(float (&o)[N], const float (&alpha)[2])
+{
+    if (__any_sync(0xFFFFFFFF, alpha[0] != 1.0f || alpha[1] != 1.0f)) {
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            o[i] *= alpha[(i >> 1) & 1];
+    }
+}
+
+template <int N> __device__ __forceinline__ void pack(const float (&s)[N], uint32_t (&pairs)[N / 2])
+{
+#pragma unroll
+    for (int i = 0; i < N / 2; i++)
+        pairs[i] = ra_pack_bf16(s[2 * i], s[2 * i + 1]);
+}
+
+/* At the end of a span the row sum is one number, held by lane 0 of the quad. */
+__device__ __forceinline__ void close_span(int flags, rows_t &rows)
+{
+    if (flags & RA_TILE_SPAN_END) {
+        const bool holder = (threadIdx.x & 3) == 0;
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const float sum = quad_sum(rows.l[r]);
+            rows.l[r] = holder ? sum : 0.0f;
+        }
+    }
+}
+
+template <class C>
+__device__ __forceinline__ void issue_scores(float (&s)[C::BN / 2], uint32_t q, uint32_t k)
+{
+#pragma unroll
+    for (int i = 0; i < C::D / 16; i++) {
+        const int in_box = (i & 3) * 2, box = i >> 2;
+        ra_wgmma<C::BN>::ss(s, q + in_box + box * (64 * 128 / 16), k + in_box + box * (C::BOX / 16),
+                            i > 0);
+    }
+    ra_wgmma_commit();
+}
+
+template <class C>
+__device__ __forceinline__ void issue_output(float (&o)[C::D / 2],
+                                             const uint32_t (&pairs)[C::BN / 4], uint32_t v)
+{
+#pragma unroll
+    for (int i = 0; i < C::BN / 16; i++)
+        ra_wgmma<C::D>::rs(o, pairs[4 * i], pairs[4 * i + 1], pairs[4 * i + 2], pairs[4 * i + 3],
+                           v + i * (2048 / 16));
+    ra_wgmma_commit();
+}
+
+__device__ __forceinline__ void release(uint64_t *bar)
+{
+    if ((threadIdx.x & 31) == 0)
+        ra_mbar_arrive(ra_smem_addr(bar));
+}
+
+template <class C>
+__device__ __forceinline__ void load_state(const params_t &p, const job_t &job, int row,
+                                           rows_t &rows, float (&o)[C::D / 2])
+{
+    const int lane = threadIdx.x & 3;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const int64_t at = (int64_t)job.row_begin + row + 8 * r;
+        const bool mine = row + 8 * r < job.row_count;
+        const int64_t flat = job.head * p.rows + at;
+        const float *o_row = p.o + at * p.o_stride + job.head * C::D + 2 * lane;
+        rows.m[r] = mine ? p.m[flat] : -INFINITY;
+        rows.l[r] = mine && lane == 0 ? p.l[flat] : 0.0f;
+#pragma unroll
+        for (int c = 0; c < C::D / 8; c++) {
+            float2 pair = {0.0f, 0.0f};
+            if (mine)
+                pair = *reinterpret_cast<const float2 *>(o_row + 8 * c);
+            o[4 * c + 2 * r] = pair.x;
+            o[4 * c + 2 * r + 1] = pair.y;
+        }
+    }
+}
+
+template <class C>
+__device__ __forceinline__ void store_state(const params_t &p, const job_t &job, int row,
+                                            const rows_t &rows, const float (&o)[C::D / 2])
+{
+    const int lane = threadIdx.x & 3;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const int64_t at = (int64_t)job.row_begin + row + 8 * r;
+        const int64_t flat = job.head * p.rows + at;
+        float *o_row = p.o + at * p.o_stride + job.head * C::D + 2 * lane;
+        const float sum = quad_sum(rows.l[r]);
+        if (row + 8 * r >= job.row_count)
+            continue;
+        if (lane == 0) {
+            p.m[flat] = rows.m[r];
+            p.l[flat] = sum;
+        }
+#pragma unroll
+        for (int c = 0; c < C::D / 8; c++)
+            *reinterpret_cast<float2 *>(o_row + 8 * c) =
+                make_float2(o[4 * c + 2 * r], o[4 * c + 2 * r + 1]);
+    }
+}
+
+/* Transpose a 4 x 4 matrix of words held by a quad, one row a lane. */
+__device__ __forceinline__ uint4 quad_transpose(uint32_t a, uint32_t b, uint32_t c, uint32_t d)
+{
+    const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
+    uint32_t x = __shfl_xor_sync(0xFFFFFFFF, odd ? a : b, 1);
+    uint32_t y = __shfl_xor_sync(0xFFFFFFFF, odd ? c : d, 1);
+    if (odd) {
+        a = x;
+        c = y;
+    } else {
+        b = x;
+        d = y;
+    }
+    x = __shfl_xor_sync(0xFFFFFFFF, high ? a : c, 2);
+    y = __shfl_xor_sync(0xFFFFFFFF, high ? b : d, 2);
+    if (high) {
+        a = x;
+        b = y;
+    } else {
+        c = x;
+        d = y;
+    }
+    return make_uint4(a, b, c, d);
+}
+
+template <class C>
+__device__ __forceinline__ void store_out(const params_t &p, const job_t &job, int row,
+                                          const rows_t &rows, float (&o)[C::D / 2])
+{
+    const int lane = threadIdx.x & 3;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const int64_t at = (int64_t)job.row_begin + row + 8 * r;
+        const bool mine = row + 8 * r < job.row_count;
+        const float sum = quad_sum(rows.l[r]);
+        const float inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
+        if (mine && lane == 0 && p.lse)
+            p.lse[job.head * p.rows + at] = sum > 0.0f ? rows.m[r] + __logf(sum) : -INFINITY;
+        const int64_t first = at * p.out_stride + job.head * C::D;
+        if (p.out_is_f32) {
+            float *out = static_cast<float *>(p.out) + first + 2 * lane;
+#pragma unroll
+            for (int c = 0; c < C::D / 8; c++)
+                if (mine)
+                    *reinterpret_cast<float2 *>(out + 8 * c) =
+                        make_float2(o[4 * c + 2 * r] * inverse, o[4 * c + 2 * r + 1] * inverse);
+        } else {
+            __nv_bfloat16 *out = static_cast<__nv_bfloat16 *>(p.out) + first + 8 * lane;
+#pragma unroll
+            for (int c = 0; c < C::D / 8; c += 4) {
+                uint32_t pair[4];
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    pair[i] = ra_pack_bf16(o[4 * (c + i) + 2 * r] * inverse,
+                                           o[4 * (c + i) + 2 * r + 1] * inverse);
+                uint4 line = quad_transpose(pair[0], pair[1], pair[2], pair[3]);
+                if (mine)
+                    *reinterpret_cast<uint4 *>(out + 8 * c) = line;
+            }
+        }
+    }
+}
+
+template <class C>
+__device__ __forceinline__ void consume(const params_t &p, const shared_t<C> &shared, int wg)
+{
+    control_t<C> *control = shared.control;
+    const int row = 64 * wg + 16 * ((threadIdx.x >> 5) & 3) + ((threadIdx.x & 31) >> 2);
+    slot_t<C::STAGES> k_slot, v_slot;
+    slot_t<C::QSTAGES> q_slot;
+    slot_t<2> job_slot;
+    const uint32_t q_desc0 = ra_desc_k_major(ra_smem_addr(shared.q) + wg * C::Q_BYTES);
+    const uint32_t k_desc0 = ra_desc_k_major(ra_smem_addr(shared.k));
+    const uint32_t v_desc0 = ra_desc_mn_major(ra_smem_addr(shared.v), C::BOX);
+    const int my_turn = 1 + wg, next_turn = 1 + (wg + 1) % C::WG;
+    if (C::TURNS && wg == C::WG - 1)
+        ra_bar_arrive(next_turn, 256);
+    for (;;) {
+        ra_mbar_wait(ra_smem_addr(&control->job_full[job_slot.index]), job_slot.lap);
+        const job_t &job = control->job[job_slot.index];
+        const int steps = job.steps;
+        if (steps < 0)
+            break;
+        rows_t rows;
+        float o[C::D / 2];
+        if (p.fresh) {
+#pragma unroll
+            for (int i = 0; i < C::D / 2; i++)
+                o[i] = 0.0f;
+            rows.m[0] = rows.m[1] = -INFINITY;
+            rows.l[0] = rows.l[1] = 0.0f;
+        } else {
+            load_state<C>(p, job, row, rows, o);
+        }
+        if (steps > 0) {
+            const intervals_t early = load_intervals(p, job, row);
+            const uint32_t q_desc = q_desc0 + q_slot.index * (C::WG * C::Q_BYTES / 16);
+            float s[C::BN / 2], alpha[2];
+            uint32_t pairs[C::BN / 4];
+            ra_mbar_wait(ra_smem_addr(&control->q_full[q_slot.index][wg]), q_slot.lap);
+            ra_mbar_wait(ra_smem_addr(&control->k_full[k_slot.index]), k_slot.lap);
+            int flags = control->step[k_slot.index].flags;
+            ra_regs_pin(s);
+            ra_wgmma_fence();
+            issue_scores<C>(s, q_desc, k_desc0 + k_slot.index * (C::KV_BYTES / 16));
+            ra_wgmma_wait<0>();
+            ra_regs_pin(s);
+            if (flags & RA_TILE_MASK)
+                hide(p, control->step[k_slot.index], early, s);
+            release(&control->k_empty[k_slot.index]);
+            k_slot.next();
+            soften<C>(p.scale, rows, s, alpha);
+            close_span(flags, rows);
+            pack(s, pairs);
+            if (!p.fresh)
+                rescale(o, alpha);
+            for (int j = 1; j < steps; j++) {
+                ra_mbar_wait(ra_smem_addr(&control->k_full[k_slot.index]), k_slot.lap);
+                flags = control->step[k_slot.index].flags;
+                if (C::TURNS)
+                    ra_bar_sync(my_turn, 256);
+                ra_regs_pin(s);
+                ra_wgmma_fence();
+                issue_scores<C>(s, q_desc, k_desc0 + k_slot.index * (C::KV_BYTES / 16));
+                ra_mbar_wait(ra_smem_addr(&control->v_full[v_slot.index]), v_slot.lap);
+                ra_regs_pin(o);
+                ra_wgmma_fence();
+                issue_output<C>(o, pairs, v_desc0 + v_slot.index * (C::KV_BYTES / 16));
+                if (C::TURNS)
+                    ra_bar_arrive(next_turn, 256);
+                ra_wgmma_wait<1>();
+                ra_regs_pin(s);
+                if (flags & RA_TILE_MASK)
+                    hide(p, control->step[k_slot.index], load_intervals(p, job, row), s);
+                release(&control->k_empty[k_slot.index]);
+                k_slot.next();
+                soften<C>(p.scale, rows, s, alpha);
+                close_span(flags, rows);
+                ra_wgmma_wait<0>();
+                ra_regs_pin(o);
+                release(&control->v_empty[v_slot.index]);
+                v_slot.next();
+                pack(s, pairs);
+                rescale(o, alpha);
+            }
+            release(&control->q_empty[q_slot.index][wg]);
+            q_slot.next();
+            ra_mbar_wait(ra_smem_addr(&control->v_full[v_slot.index]), v_slot.lap);
+            ra_regs_pin(o);
+            ra_wgmma_fence();
+            issue_output<C>(o, pairs, v_desc0 + v_slot.index * (C::KV_BYTES / 16));
+            ra_wgmma_wait<0>();
+            ra_regs_pin(o);
+            release(&control->v_empty[v_slot.index]);
+            v_slot.next();
+        }
+        if (p.out)
+            store_out<C>(p, job, row, rows, o);
+        else if (steps > 0 || p.fresh)
+            store_state<C>(p, job, row, rows, o);
+        __syncwarp();
+        release(&control->job_empty[job_slot.index]);
+        job_slot.next();
+    }
+}
+
+template <class C>
+__global__ void __launch_bounds__(C::THREADS, 1)
+    softmax_kernel(const __grid_constant__ params_t p, const __grid_constant__ CUtensorMap q_map,
+                   const __grid_constant__ CUtensorMap k_map,
+                   const __grid_constant__ CUtensorMap v_map)
+{
+    extern __shared__ __align__(1024) unsigned char base[];
+    const shared_t<C> shared(base);
+    const int warpgroup = __shfl_sync(0xFFFFFFFF, (int)threadIdx.x >> 7, 0);
+    if (threadIdx.x == 0) {
+        ra_tma_prefetch_map(&q_map);
+        ra_tma_prefetch_map(&k_map);
+        ra_tma_prefetch_map(&v_map);
+        init_barriers<C>(shared.control);
+    }
+    __syncthreads();
+    if (warpgroup == 0) {
+        ra_regs_shrink<C::PRODUCER_REGS>();
+        if (threadIdx.x == 0)
+            produce<C>(p, &q_map, &k_map, &v_map, shared);
+    } else {
+        ra_regs_grow<C::CONSUMER_REGS>();
+        consume<C>(p, shared, warpgroup - 1);
+    }
+}
+
+/* ---- host side ----------------------------------------------------------------------------- */
+
+struct kernel_t {
+    int32_t head_dim, tile_rows, tile_keys, threads, shared;
+    void (*run)(params_t, CUtensorMap, CUtensorMap, CUtensorMap);
+    const char *name;
+};
+
+template <class C> constexpr kernel_t kernel_of(const char *name)
+{
+    return {C::D, C::BM, C::BN, C::THREADS, shared_bytes<C>(), softmax_kernel<C>, name};
+}
+
+/* The first row of a head_dim is variant 0. */
+const kernel_t kernels[] = {
+    kernel_of<config_t<128, 128, 2, 2, 1, true, 0>>("d128 128x128 2 stages"),
+#ifdef RA_SOFTMAX_SM90_VARIANTS
+#include RA_SOFTMAX_SM90_VARIANTS
+#endif
+    kernel_of<config_t<64, 128, 3, 2, 1, true, 0>>("d64 192x128 2 stages"),
+#ifdef RA_SOFTMAX_SM90_VARIANTS64
+#include RA_SOFTMAX_SM90_VARIANTS64
+#endif
+};
+
+const kernel_t *find_kernel(int32_t head_dim, int variant)
+{
+    for (const kernel_t &kernel : kernels)
+        if (kernel.head_dim == head_dim && variant-- == 0)
+            return &kernel;
+    return nullptr;
+}
+
+typedef decltype(&cuTensorMapEncodeTiled) encode_t;
+
+ra_status_t find_encode(encode_t *encode_p)
+{
+    static encode_t found = nullptr;
+    if (!found) {
+        void *entry = nullptr;
+        cudaDriverEntryPointQueryResult result;
+        cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry,
+                                                             12000, cudaEnableDefault, &result);
+        if (error != cudaSuccess || result != cudaDriverEntryPointSuccess)
+            return ra_fail(RA_ERR_DEVICE, subsystem, "the driver has no cuTensorMapEncodeTiled: %s",
+                           cudaGetErrorString(error));
+        found = (encode_t)entry;
+    }
+    *encode_p = found;
+    return RA_OK;
+}
+
+/* [count, heads, head_dim] bf16 as (64 columns, rows, heads, head_dim / 64 boxes). */
+ra_status_t make_map(encode_t encode, const void *base, int64_t count, int64_t stride,
+                     int32_t heads, int32_t head_dim, int32_t box_rows, CUtensorMap *map)
+{
+    cuuint64_t dims[4] = {64, (cuuint64_t)(count > 0 ? count : 1), (cuuint64_t)heads,
+                          (cuuint64_t)head_dim / 64};
+    cuuint64_t strides[3] = {(cuuint64_t)stride * 2, (cuuint64_t)head_dim * 2, 128};
+    cuuint32_t box[4] = {64, (cuuint32_t)box_rows, 1, (cuuint32_t)head_dim / 64};
+    cuuint32_t steps[4] = {1, 1, 1, 1};
+    CUresult result =
+        encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void *>(base), dims, strides,
+               box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (result != CUDA_SUCCESS)
+        return ra_fail(RA_ERR_DEVICE, subsystem,
+                       "tensor map of %lld rows, stride %lld: driver error %d", (long long)count,
+                       (long long)stride, (int)result);
+    return RA_OK;
+}
+
+bool misaligned(const void *pointer, int64_t stride, int64_t element)
+{
+    return ((uintptr_t)pointer | (uintptr_t)(stride * element)) % 16 != 0;
+}
+
+ra_status_t check_call(const ra_softmax_cuda_call_t *call, const kernel_t *kernel)
+{
+    const ra_softmax_block_t *block = call->block;
+    const int64_t out_bytes = call->out_dtype == RA_F32 ? 4 : 2;
+    if (block->dtype != RA_BF16 || !(block->scale > 0.0f))
+        return ra_fail(RA_ERR_UNSUPPORTED, subsystem,
+                       "the sm90 kernel needs bf16 and a positive scale");
+    if (block->kv_heads < 1 || block->heads % block->kv_heads != 0)
+        return ra_fail(RA_ERR_SHAPE, subsystem, "%d heads over %d kv heads", block->heads,
+                       block->kv_heads);
+    if (call->layout->tile_rows != kernel->tile_rows ||
+        call->layout->tile_keys != kernel->tile_keys)
+        return ra_fail(RA_ERR_SHAPE, subsystem, "tile list is %dx%d, kernel is %dx%d",
+                       call->layout->tile_rows, call->layout->tile_keys, kernel->tile_rows,
+                       kernel->tile_keys);
+    if (misaligned(block->q, block->q_stride, 2) || misaligned(block->k, block->k_stride, 2) ||
+        misaligned(block->v, block->v_stride, 2) ||
+        (call->out && misaligned(call->out, call->out_stride, out_bytes)))
+        return ra_fail(RA_ERR_UNSUPPORTED, subsystem,
+                       "q, k, v and out rows need 16-byte alignment");
+    if ((!call->fresh || !call->out) &&
+        (!call->state || ((uintptr_t)call->state->o | (uintptr_t)(call->state->o_stride * 4)) % 8))
+        return ra_fail(RA_ERR_SHAPE, subsystem, "state is missing or its rows are misaligned");
+    if (call->out && call->out_dtype != RA_F32 && call->out_dtype != RA_BF16)
+        return ra_fail(RA_ERR_UNSUPPORTED, subsystem, "out is F32 or BF16");
+    if (call->layout->tile_count * block->heads > INT32_MAX)
+        return ra_fail(RA_ERR_UNSUPPORTED, subsystem, "more than 2^31 tiles");
+    return RA_OK;
+}
+
+/* Query heads whose keys and values together stay in half the L2, in whole kv heads. */
+int32_t section_heads(const ra_softmax_block_t *block, int64_t l2_bytes)
+{
+    const int64_t kv_bytes = block->keys * block->head_dim * 4;
+    int64_t kv = kv_bytes > 0 ? l2_bytes / 2 / kv_bytes : block->kv_heads;
+    kv = kv < 1 ? 1 : kv > block->kv_heads ? block->kv_heads : kv;
+    return (int32_t)kv * (block->heads / block->kv_heads);
+}
+
+params_t params_of(const ra_softmax_cuda_call_t *call, int64_t l2_bytes)
+{
+    const ra_softmax_block_t *block = call->block;
+    const ra_softmax_tiles_layout_t *layout = call->layout;
+    unsigned char *list = static_cast<unsigned char *>(call->tiles);
+    params_t p = {};
+    p.head = reinterpret_cast<ra_softmax_tiles_head_t *>(list);
+    p.tiles = reinterpret_cast<ra_softmax_tile_t *>(list + layout->tiles);
+    p.segments = reinterpret_cast<ra_softmax_segment_t *>(list + layout->segments);
+    p.row_interval = reinterpret_cast<int2 *>(list + layout->row_interval);
+    p.key_pos = layout->key_pos < 0 ? nullptr : reinterpret_cast<int32_t *>(list + layout->key_pos);
+    if (call->state) {
+        p.m = call->state->m;
+        p.l = call->state->l;
+        p.o = call->state->o;
+        p.o_stride = call->state->o_stride;
+    }
+    p.out = call->out;
+    p.out_stride = call->out_stride;
+    p.out_is_f32 = call->out_dtype == RA_F32;
+    p.lse = call->lse;
+    p.rows = block->rows;
+    p.scale = block->scale;
+    p.tile_count = (int32_t)layout->tile_count;
+    p.heads = block->heads;
+    p.group = block->heads / block->kv_heads;
+    p.section = section_heads(block, l2_bytes);
+    p.fresh = call->fresh;
+    return p;
+}
+
+} // namespace
+
+ra_status_t ra_softmax_sm90_tile(int32_t head_dim, int variant, int32_t *tile_rows_p,
+                                 int32_t *tile_keys_p)
+{
+    int device = 0, major = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess)
+        error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    const kernel_t *kernel = find_kernel(head_dim, variant);
+    if (error != cudaSuccess || major != 9 || !kernel)
+        return ra_fail(RA_ERR_UNSUPPORTED, subsystem,
+                       "no sm90 softmax kernel for head_dim %d on compute capability %d.x (%s)",
+                       head_dim, major, cudaGetErrorString(error));
+    *tile_rows_p = kernel->tile_rows;
+    *tile_keys_p = kernel->tile_keys;
+    return RA_OK;
+}
+
+ra_status_t ra_softmax_sm90_launch(const ra_softmax_cuda_call_t *call, int variant,
+                                   struct CUstream_st *stream)
+{
+    const ra_softmax_block_t *block = call->block;
+    const kernel_t *kernel = find_kernel(block->head_dim, variant);
+    if (!kernel)
+        return ra_fail(RA_ERR_UNSUPPORTED, subsystem, "no sm90 softmax kernel for head_dim %d",
+                       block->head_dim);
+    RA_TRY(check_call(call, kernel));
+    const int64_t units = call->layout->tile_count * block->heads;
+    if (units == 0)
+        return RA_OK;
+    int device = 0, processors = 0, l2_bytes = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, device);
+    encode_t encode;
+    CUtensorMap q_map, k_map, v_map;
+    RA_TRY(find_encode(&encode));
+    RA_TRY(make_map(encode, block->q, block->rows, block->q_stride, block->heads, block->head_dim,
+                    64, &q_map));
+    RA_TRY(make_map(encode, block->k, block->keys, block->k_stride, block->kv_heads,
+                    block->head_dim, kernel->tile_keys, &k_map));
+    RA_TRY(make_map(encode, block->v, block->keys, block->v_stride, block->kv_heads,
+                    block->head_dim, kernel->tile_keys, &v_map));
+    cudaError_t error = cudaFuncSetAttribute(
+        kernel->run, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel->shared);
+    if (error == cudaSuccess) {
+        const unsigned grid = (unsigned)(units < processors ? units : processors);
+        kernel->run<<<grid, kernel->threads, kernel->shared, stream>>>(params_of(call, l2_bytes),
+                                                                       q_map, k_map, v_map);
+        error = cudaGetLastError();
+    }
+    if (error != cudaSuccess)
+        return ra_fail(RA_ERR_DEVICE, subsystem, "softmax launch, %d bytes shared: %s",
+                       kernel->shared, cudaGetErrorString(error));
+    return RA_OK;
+}
