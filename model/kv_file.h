@@ -6,8 +6,12 @@
  *     tokens.u32.npy              ids of the cached tokens
  *     kv-00001-of-00004.safetensors ...   one shard a range of tokens: "L04.k", "L04.v" of every
  *                                 softmax layer, [tokens, kv heads, head dim] in logical token
- * order states.safetensors          "L00.state" of every linear layer, [heads, D, D] F32, the state
+ *                                 order
+ *     states.safetensors          "L00.state" of every linear layer, [heads, D, D] F32, the state
  *                                 S[k index][v index] after the last cached token
+ *     next.safetensors            "logprob" [vocab] F32: ln p(next token | all of the prefix); only
+ *                                 where no id follows the last whole tile, since nothing that is
+ *                                 run again could tell it then
  *
  * A cache ends at the last whole tile; the ids after it (`tail_token_ids`) are stored and run again
  * by whoever goes on. Keys are stored normed and rotated ("rope": {"applied": true}). dtype of keys
@@ -69,6 +73,11 @@ ra_status_t ra_kv_writer_put(ra_kv_writer_t *writer, int64_t l, int64_t begin, i
                              const float *k, const float *v);
 /** Store the state of linear layer @a l, once. @param state [heads, D, D]. Thread safe. */
 ra_status_t ra_kv_writer_put_state(ra_kv_writer_t *writer, int64_t l, const float *state);
+/**
+ * Store ln p(next token | prefix) [vocab]. Needed when the tokens end with a whole tile; dropped
+ * otherwise.
+ */
+ra_status_t ra_kv_writer_put_next(ra_kv_writer_t *writer, const float *logprob);
 /** Finish every file, the index last. @retval RA_ERR_INVALID something was not put. */
 ra_status_t ra_kv_writer_commit(ra_kv_writer_t *writer);
 
@@ -104,6 +113,8 @@ ra_status_t ra_kv_reader_get(const ra_kv_reader_t *reader, int64_t l, int64_t be
                              float *k, float *v);
 /** State of linear layer @a l, [heads, D, D]; NULL for a softmax layer or an empty cache. */
 const float *ra_kv_reader_state(const ra_kv_reader_t *reader, int64_t l);
+/** ln p(next token | prefix) [vocab] of a cache without tail ids; NULL with tail ids. */
+const float *ra_kv_reader_next(const ra_kv_reader_t *reader);
 /** @retval RA_ERR_INPUT a file changed after it was opened. */
 ra_status_t ra_kv_reader_verify(const ra_kv_reader_t *reader);
 

@@ -9,6 +9,7 @@
 #define RA_KV_INDEX       "kv.index.json"
 #define RA_KV_TOKENS      "tokens.u32.npy"
 #define RA_KV_STATES      "states.safetensors"
+#define RA_KV_NEXT        "next.safetensors"
 #define RA_KV_TENSOR_AXES "[tokens, kv_heads, head_dim]"
 
 enum { RA_KV_NAME_BYTES = 64, RA_KV_DIGEST_BYTES = 40 };

@@ -30,7 +30,9 @@ struct ra_kv_reader {
     kv_shard_t *shards;
     int64_t shard_count;
     ra_safetensors_t *states_file;
-    float *states;       /* [linear layers][heads, D, D], aligned whatever the file */
+    float *states; /* [linear layers][heads, D, D], aligned whatever the file */
+    ra_safetensors_t *next_file;
+    float *next;         /* [vocab], NULL with tail ids */
     int64_t *state_slot; /* [layers]: which state, -1 for softmax layers */
     int64_t linear_layers;
 };
@@ -353,6 +355,29 @@ static ra_status_t open_states(ra_kv_reader_t *reader, const cJSON *root)
     return RA_OK;
 }
 
+static ra_status_t open_next(ra_kv_reader_t *reader, const cJSON *root)
+{
+    const cJSON *node = ra_json_member(root, "next");
+    int64_t vocab = reader->config->vocab_size;
+    if (reader->tokens == 0 || reader->tail_count > 0) {
+        return RA_OK;
+    }
+    RA_TRY(ra_json_expect_object(reader->index, "next", node));
+    RA_TRY(open_described(reader, node, &reader->next_file));
+    const ra_safetensors_entry_t *entry = ra_safetensors_find(reader->next_file, "logprob");
+    if (entry == NULL || entry->view.dtype != RA_F32 || entry->view.rank != 1 ||
+        entry->view.extent[0] != vocab) {
+        return ra_fail(RA_ERR_INPUT, "kv", "%s: tensor \"logprob\" must be F32 [%lld]",
+                       ra_safetensors_path(reader->next_file), (long long)vocab);
+    }
+    reader->next = malloc((size_t)vocab * sizeof(*reader->next));
+    if (reader->next == NULL) {
+        return no_memory(reader);
+    }
+    memcpy(reader->next, entry->view.data, (size_t)vocab * sizeof(*reader->next));
+    return RA_OK;
+}
+
 static ra_status_t read_sizes(ra_kv_reader_t *reader, const cJSON *root)
 {
     const char *dtype = NULL;
@@ -384,7 +409,8 @@ static ra_status_t read_index(ra_kv_reader_t *reader, const cJSON *root, const c
     RA_TRY(read_tail(reader, root));
     RA_TRY(read_ids(reader));
     RA_TRY(open_shards(reader, root));
-    return open_states(reader, root);
+    RA_TRY(open_states(reader, root));
+    return open_next(reader, root);
 }
 
 static ra_status_t number_states(ra_kv_reader_t *reader)
@@ -440,6 +466,8 @@ void ra_kv_reader_close(ra_kv_reader_t *reader)
     free(reader->shards);
     ra_safetensors_close(reader->states_file);
     free(reader->states);
+    ra_safetensors_close(reader->next_file);
+    free(reader->next);
     free(reader->state_slot);
     free(reader->ids);
     free(reader->tail);
@@ -514,6 +542,11 @@ const float *ra_kv_reader_state(const ra_kv_reader_t *reader, int64_t l)
     }
     int64_t size = config->heads * config->head_dim * config->head_dim;
     return reader->states + reader->state_slot[l] * size;
+}
+
+const float *ra_kv_reader_next(const ra_kv_reader_t *reader)
+{
+    return reader->next;
 }
 
 ra_status_t ra_kv_reader_verify(const ra_kv_reader_t *reader)

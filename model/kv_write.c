@@ -30,6 +30,7 @@ struct ra_kv_writer {
     kv_shard_t *shards; /* ascending ranges */
     int64_t shard_count;
     ra_safetensors_writer_t *states; /* NULL without linear layers or cached tokens */
+    ra_safetensors_writer_t *next;   /* NULL with tail ids or without cached tokens */
     int64_t *slot; /* [layers]: index of "k" (v follows) in a shard, or of "state" in states */
 };
 
@@ -144,6 +145,18 @@ static ra_status_t create_states(ra_kv_writer_t *writer)
     return begin_file(writer, writer->states, text);
 }
 
+static ra_status_t create_next(ra_kv_writer_t *writer)
+{
+    char path[RA_PATH_MAX], text[64];
+    int64_t index, extent[1] = {writer->config->vocab_size};
+    RA_TRY(ra_path_join(writer->directory, RA_KV_NEXT, path));
+    RA_TRY(ra_safetensors_writer_create(path, &writer->next));
+    RA_TRY(ra_safetensors_writer_declare(writer->next, "logprob", RA_F32, 1, extent, &index));
+    snprintf(text, sizeof(text), "[%lld, %lld]", (long long)writer->cached,
+             (long long)writer->cached + 1);
+    return begin_file(writer, writer->next, text);
+}
+
 static bool has_linear(const ra_model_config_t *config)
 {
     for (int64_t l = 0; l < config->layers; l++) {
@@ -168,7 +181,11 @@ static ra_status_t create_files(ra_kv_writer_t *writer)
     for (int64_t i = 0; i < writer->shard_count; i++) {
         RA_TRY(create_shard(writer, &writer->shards[i]));
     }
-    return writer->cached > 0 && has_linear(writer->config) ? create_states(writer) : RA_OK;
+    if (writer->cached > 0 && has_linear(writer->config)) {
+        RA_TRY(create_states(writer));
+    }
+    return writer->cached > 0 && writer->cached == writer->token_count ? create_next(writer)
+                                                                       : RA_OK;
 }
 
 ra_status_t ra_kv_writer_create(const char *directory, const ra_kv_params_t *params,
@@ -217,6 +234,7 @@ void ra_kv_writer_destroy(ra_kv_writer_t *writer)
         ra_safetensors_writer_destroy(writer->shards[i].file);
     }
     ra_safetensors_writer_destroy(writer->states);
+    ra_safetensors_writer_destroy(writer->next);
     free(writer->shards);
     free(writer->slot);
     free(writer->tokens);
@@ -286,6 +304,14 @@ ra_status_t ra_kv_writer_put_state(ra_kv_writer_t *writer, int64_t l, const floa
     }
     int64_t bytes = 4 * config->heads * config->head_dim * config->head_dim;
     return ra_safetensors_writer_put(writer->states, writer->slot[l], 0, state, bytes);
+}
+
+ra_status_t ra_kv_writer_put_next(ra_kv_writer_t *writer, const float *logprob)
+{
+    if (writer->next == NULL) {
+        return RA_OK;
+    }
+    return ra_safetensors_writer_put(writer->next, 0, 0, logprob, 4 * writer->config->vocab_size);
 }
 
 /* {"file", "bytes", "digest"} of a file already in place; read back, so that the digest is of what
@@ -444,11 +470,24 @@ static ra_status_t add_shards(const ra_kv_writer_t *writer, cJSON *root)
     return array != NULL ? RA_OK : no_memory(writer->directory);
 }
 
+/* Describe a file under a key; null where the cache has no such file. */
+static ra_status_t add_file(const ra_kv_writer_t *writer, cJSON *root, const char *key,
+                            const ra_safetensors_writer_t *file, const char *name)
+{
+    cJSON *object = NULL;
+    if (file != NULL) {
+        RA_TRY(describe_file(writer, name, &object));
+    } else {
+        object = cJSON_CreateNull();
+    }
+    return give(root, key, object) ? RA_OK : no_memory(writer->directory);
+}
+
 static ra_status_t write_index(const ra_kv_writer_t *writer)
 {
     char path[RA_PATH_MAX];
     RA_TRY(ra_path_join(writer->directory, RA_KV_INDEX, path));
-    cJSON *root = cJSON_CreateObject(), *states = NULL;
+    cJSON *root = cJSON_CreateObject();
     char *text = NULL;
     ra_status_t status;
     if (root == NULL || !add_model(writer, root)) {
@@ -456,12 +495,9 @@ static ra_status_t write_index(const ra_kv_writer_t *writer)
         goto done;
     }
     RA_TRY_GOTO(add_shards(writer, root), done);
-    if (writer->states != NULL) {
-        RA_TRY_GOTO(describe_file(writer, RA_KV_STATES, &states), done);
-    } else {
-        states = cJSON_CreateNull();
-    }
-    text = give(root, "states", states) ? cJSON_Print(root) : NULL;
+    RA_TRY_GOTO(add_file(writer, root, "states", writer->states, RA_KV_STATES), done);
+    RA_TRY_GOTO(add_file(writer, root, "next", writer->next, RA_KV_NEXT), done);
+    text = cJSON_Print(root);
     status = text != NULL ? ra_file_write_atomic(path, text, (int64_t)strlen(text))
                           : no_memory(writer->directory);
 done:
@@ -493,6 +529,9 @@ ra_status_t ra_kv_writer_commit(ra_kv_writer_t *writer)
     }
     if (writer->states != NULL) {
         RA_TRY(ra_safetensors_writer_commit(writer->states));
+    }
+    if (writer->next != NULL) {
+        RA_TRY(ra_safetensors_writer_commit(writer->next));
     }
     RA_TRY(write_tokens(writer));
     return write_index(writer);
