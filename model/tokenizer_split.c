@@ -176,8 +176,9 @@ ra_status_t ra_split_run(const ra_split_plan_t *plan, ra_split_work_t *work, con
     return length == 0 ? RA_OK : run_step(plan, work, 0, text, length, visit, context);
 }
 
-static ra_status_t compile(const ra_split_plan_t *plan, const char *key, const char *pattern,
-                           size_t length, uint32_t options, pcre2_code **code_p)
+/** @param shown  The pattern as the file has it. */
+static ra_status_t compile(const ra_split_plan_t *plan, const char *key, const char *shown,
+                           const char *pattern, uint32_t options, pcre2_code **code_p)
 {
     int error = 0;
     PCRE2_SIZE offset = 0;
@@ -188,13 +189,13 @@ static ra_status_t compile(const ra_split_plan_t *plan, const char *key, const c
     pcre2_set_newline(context, PCRE2_NEWLINE_LF);
     pcre2_set_bsr(context, PCRE2_BSR_UNICODE);
     pcre2_code *code =
-        pcre2_compile((PCRE2_SPTR)pattern, length, options, &error, &offset, context);
+        pcre2_compile((PCRE2_SPTR)pattern, strlen(pattern), options, &error, &offset, context);
     pcre2_compile_context_free(context);
     if (code == NULL) {
         PCRE2_UCHAR text[160] = "";
         pcre2_get_error_message(error, text, sizeof text);
         return ra_fail(error == PCRE2_ERROR_NOMEMORY ? RA_ERR_NOMEM : RA_ERR_INPUT, "tokenizer",
-                       "%s: %s: PCRE2 does not compile \"%.60s\": %s", plan->name, key, pattern,
+                       "%s: %s: PCRE2 does not compile \"%.60s\": %s", plan->name, key, shown,
                        (const char *)text);
     }
     int jit = pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);
@@ -216,13 +217,13 @@ ra_status_t ra_split_plan_add(ra_split_plan_t *plan, const char *key, const char
                        plan->name, key, length, RA_TOKENIZER_MAX_PATTERN);
     }
     if (literal) {
-        RA_TRY(compile(plan, key, pattern, length, PCRE2_UTF | PCRE2_LITERAL, &code));
+        RA_TRY(compile(plan, key, pattern, pattern, PCRE2_UTF | PCRE2_LITERAL, &code));
     } else {
         char name[512], *translated;
         snprintf(name, sizeof name, "%s: %s", plan->name, key);
         RA_TRY(ra_split_pattern_translate(name, pattern, length, &translated));
         ra_status_t status =
-            compile(plan, key, translated, strlen(translated), RA_SPLIT_COMPILE_OPTIONS, &code);
+            compile(plan, key, pattern, translated, RA_SPLIT_COMPILE_OPTIONS, &code);
         free(translated);
         RA_TRY(status);
     }
