@@ -226,7 +226,7 @@ RA_INLINE void update_row(work_t *work, int64_t row, seen_t hull, float *s)
     float m = highest > old ? highest : old;
     if (m != old) {
         /* Unchanged maxima would scale by exactly 1. */
-        vf factor = vf_exp(vf_set1(old - m));
+        vf factor = vf_exp_below_88(vf_set1(old - m));
         float *o = work->o + row * work->padded;
         for (int64_t d = 0; d < work->padded; d += WIDTH) {
             vf_store(o + d, vf_mul(vf_load(o + d), factor));
@@ -238,7 +238,7 @@ RA_INLINE void update_row(work_t *work, int64_t row, seen_t hull, float *s)
     }
     vf shift = vf_set1(m == -INFINITY ? 0.0f : m), sum = vf_zero();
     for (int64_t j = begin; j < hull.end; j += WIDTH) {
-        vf p = vf_exp(vf_sub(vf_load(s + j), shift));
+        vf p = vf_exp_below_88(vf_sub(vf_load(s + j), shift));
         vf_store(s + j, p);
         sum = vf_add(sum, p);
     }

@@ -13,7 +13,7 @@
 #include <stdlib.h>
 
 enum {
-    TASK_ROWS = 192,    /* keys and values are packed once for so many rows */
+    TASK_ROWS = 384,    /* keys and values are packed once for so many rows */
     MIN_TASK_ROWS = 24, /* below, packing costs more than idle threads */
     TASKS_A_THREAD = 4,
     FINISH_ROWS = 64,
@@ -100,7 +100,8 @@ static ra_status_t cpu_fold(const ra_softmax_block_t *block, const ra_softmax_st
     int64_t stacked = block->heads / block->kv_heads;
     int64_t rows = ra_max_i64(TASK_ROWS / stacked, 1);
     int64_t least = ra_max_i64(MIN_TASK_ROWS / stacked, 1);
-    int64_t wanted = (int64_t)ra_pool_threads(ra_stream_pool(stream)) * TASKS_A_THREAD;
+    int64_t threads = ra_pool_threads(ra_stream_pool(stream));
+    int64_t wanted = threads > 1 ? threads * TASKS_A_THREAD : 1;
     while (rows > least && list_tasks(block, rows, NULL) < wanted) {
         rows = ra_max_i64(rows / 2, least);
     }
