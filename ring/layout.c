@@ -262,6 +262,28 @@ ra_status_t ra_layout_create_prefix(const ra_layout_t *layout, ra_layout_t **pre
     return status;
 }
 
+ra_status_t ra_layout_check_prefix(const ra_layout_t *layout, const ra_layout_t *prefix)
+{
+    if (prefix != NULL && (prefix->ranks != layout->ranks || prefix->tile != layout->tile ||
+                           prefix->document_count != layout->document_count)) {
+        return ra_fail(RA_ERR_INVALID, "ring",
+                       "prefix of %lld documents, tile %lld, %d ranks for %lld, %lld, %d",
+                       (long long)prefix->document_count, (long long)prefix->tile, prefix->ranks,
+                       (long long)layout->document_count, (long long)layout->tile, layout->ranks);
+    }
+    for (int64_t d = 0; d < layout->document_count; d++) {
+        int64_t first = prefix == NULL ? 0 : prefix->documents[d].first;
+        int64_t count = prefix == NULL ? 0 : prefix->documents[d].count;
+        if (first != 0 || count != layout->documents[d].first) {
+            return ra_fail(RA_ERR_INVALID, "ring",
+                           "document %lld starts at %lld, its prefix is [%lld, +%lld)",
+                           (long long)d, (long long)layout->documents[d].first, (long long)first,
+                           (long long)count);
+        }
+    }
+    return RA_OK;
+}
+
 void ra_layout_destroy(ra_layout_t *layout)
 {
     if (layout == NULL) {

@@ -71,6 +71,9 @@ ra_status_t ra_layout_create(const ra_document_t *documents, int64_t document_co
 ra_status_t ra_layout_create_prefix(const ra_layout_t *layout, ra_layout_t **prefix_p);
 /** Accepts NULL. */
 void ra_layout_destroy(ra_layout_t *layout);
+/** RA_OK when @a prefix lays out what comes before @a layout: same documents, tile and ranks,
+ * documents {0, first}. @a prefix NULL: when no document starts after 0. Else RA_ERR_INVALID. */
+ra_status_t ra_layout_check_prefix(const ra_layout_t *layout, const ra_layout_t *prefix);
 
 /** "contiguous" or "zigzag". @return 0, or -1 when unknown. */
 int ra_layout_kind_parse(const char *text, ra_layout_kind_t *kind);

@@ -1,0 +1,255 @@
+#include "ring/softmax_schedule.h"
+
+#include "base/checked.h"
+#include <stdlib.h>
+
+static int64_t tiles_of_rank(const ra_layout_t *layout, int rank)
+{
+    int64_t tiles = 0;
+    for (int64_t i = 0; i < ra_layout_run_count(layout, rank); i++) {
+        tiles += ra_ceil_div(ra_layout_runs(layout, rank)[i].count, layout->tile);
+    }
+    return tiles;
+}
+
+static int64_t most_tiles(const ra_layout_t *layout)
+{
+    int64_t most = 0;
+    for (int r = 0; layout != NULL && r < layout->ranks; r++) {
+        most = ra_max_i64(most, tiles_of_rank(layout, r));
+    }
+    return most;
+}
+
+static void fill_row_intervals(ra_softmax_schedule_t *schedule)
+{
+    const ra_softmax_schedule_params_t *params = &schedule->params;
+    const ra_layout_t *layout = params->layout;
+    int64_t base = 0;
+    for (int64_t d = 0; d < layout->document_count; d++) {
+        schedule->base[d] = base;
+        base += layout->documents[d].first + layout->documents[d].count;
+    }
+    const ra_run_t *runs = ra_layout_runs(layout, params->rank);
+    for (int64_t i = 0; i < ra_layout_run_count(layout, params->rank); i++) {
+        const ra_document_t *document = &layout->documents[runs[i].document];
+        int64_t origin = schedule->base[runs[i].document];
+        int64_t end = origin + document->first + document->count;
+        for (int64_t t = 0; t < runs[i].count; t++) {
+            int64_t position = runs[i].start + t, row = runs[i].local + t;
+            int64_t lo = params->window > 0 ? position - params->window + 1 : 0;
+            schedule->row_lo[row] = origin + ra_max_i64(lo, 0);
+            schedule->row_hi[row] = params->causal ? origin + position + 1 : end;
+        }
+    }
+}
+
+ra_status_t ra_softmax_schedule_create(const ra_softmax_schedule_params_t *params,
+                                       ra_softmax_schedule_t **schedule_p)
+{
+    const ra_layout_t *layout = params->layout, *prefix = params->prefix;
+    int64_t rows = layout->rows[params->rank], runs = ra_layout_run_count(layout, params->rank);
+    int64_t keys = ra_max_i64(layout->max_rows, prefix == NULL ? 0 : prefix->max_rows);
+    int64_t groups = runs, spans = 2 * runs; /* a block holds at most two runs of a document */
+    if (params->reproducible) {
+        int64_t halo_tiles = ra_ceil_div(params->halo_rows, layout->tile);
+        groups += tiles_of_rank(layout, params->rank);
+        spans += ra_max_i64(ra_max_i64(most_tiles(layout), most_tiles(prefix)), halo_tiles);
+    }
+    ra_softmax_schedule_t *schedule = calloc(1, sizeof(*schedule));
+    if (schedule != NULL) {
+        schedule->params = *params;
+        schedule->base = calloc((size_t)layout->document_count + 1, sizeof(int64_t));
+        schedule->row_lo = calloc((size_t)rows + 1, sizeof(int64_t));
+        schedule->row_hi = calloc((size_t)rows + 1, sizeof(int64_t));
+        schedule->key_pos =
+            calloc((size_t)ra_max_i64(keys, params->halo_rows) + 1, sizeof(int64_t));
+        schedule->groups = calloc((size_t)groups + 1, sizeof(ra_row_group_t));
+        schedule->spans = calloc((size_t)spans + 1, sizeof(ra_key_span_t));
+    }
+    if (schedule == NULL || schedule->base == NULL || schedule->row_lo == NULL ||
+        schedule->row_hi == NULL || schedule->key_pos == NULL || schedule->groups == NULL ||
+        schedule->spans == NULL) {
+        ra_softmax_schedule_destroy(schedule);
+        return ra_fail(RA_ERR_NOMEM, "ring", "cannot allocate a schedule of %lld rows",
+                       (long long)rows);
+    }
+    fill_row_intervals(schedule);
+    *schedule_p = schedule;
+    return RA_OK;
+}
+
+void ra_softmax_schedule_destroy(ra_softmax_schedule_t *schedule)
+{
+    if (schedule == NULL) {
+        return;
+    }
+    free(schedule->base);
+    free(schedule->row_lo);
+    free(schedule->row_hi);
+    free(schedule->key_pos);
+    free(schedule->groups);
+    free(schedule->spans);
+    free(schedule);
+}
+
+static void fill_key_positions(ra_softmax_schedule_t *schedule, int64_t document, int64_t start,
+                               int64_t row, int64_t count)
+{
+    int64_t origin = schedule->base[document] + start;
+    for (int64_t t = 0; t < count; t++) {
+        schedule->key_pos[row + t] = origin + t;
+    }
+}
+
+static void begin_block(ra_softmax_schedule_t *schedule, int64_t keys)
+{
+    schedule->keys = keys;
+    schedule->group_count = schedule->span_count = 0;
+}
+
+static void add_group(ra_softmax_schedule_t *schedule, int64_t row, int64_t rows, int64_t span,
+                      int64_t spans)
+{
+    if (rows > 0 && spans > 0) {
+        schedule->groups[schedule->group_count++] = (ra_row_group_t){row, rows, span, spans};
+    }
+}
+
+static void add_span(ra_softmax_schedule_t *schedule, int64_t key, int64_t count)
+{
+    schedule->spans[schedule->span_count++] = (ra_key_span_t){key, count};
+}
+
+/* Tiles of keys [key, key + count), the last one first. @return index of the first span. */
+static int64_t add_tiles_downward(ra_softmax_schedule_t *schedule, int64_t key, int64_t count)
+{
+    int64_t tile = schedule->params.layout->tile, begin = schedule->span_count;
+    for (int64_t t = ra_ceil_div(count, tile) - 1; t >= 0; t--) {
+        add_span(schedule, key + t * tile, ra_min_i64(tile, count - t * tile));
+    }
+    return begin;
+}
+
+/* First tile that a row of tile @a t sees. */
+static int64_t lowest_tile(const ra_softmax_schedule_t *schedule, int64_t t)
+{
+    int64_t tile = schedule->params.layout->tile, window = schedule->params.window;
+    return window == 0 ? 0 : ra_max_i64(t * tile - window + 1, 0) / tile;
+}
+
+/* Rows of a run fold the run's own keys: each tile of rows starts at its own tile of keys. */
+static void fold_own_tiles(ra_softmax_schedule_t *schedule, const ra_run_t *run)
+{
+    int64_t tile = schedule->params.layout->tile, first = run->start / tile;
+    int64_t last = first + ra_ceil_div(run->count, tile) - 1;
+    int64_t spans = add_tiles_downward(schedule, run->local, run->count);
+    for (int64_t t = first; t <= last; t++) {
+        int64_t row = (t - first) * tile;
+        int64_t lowest = ra_max_i64(lowest_tile(schedule, t), first);
+        add_group(schedule, run->local + row, ra_min_i64(tile, run->count - row), spans + last - t,
+                  t - lowest + 1);
+    }
+}
+
+/* Rows of @a run fold a run of keys that @a owner holds; NULL keys end the document's list. */
+static void fold_key_run(ra_softmax_schedule_t *schedule, const ra_run_t *run, const ra_run_t *keys,
+                         bool is_own)
+{
+    if (schedule->params.reproducible && is_own) {
+        fold_own_tiles(schedule, run);
+    } else if (schedule->params.reproducible) {
+        int64_t spans = add_tiles_downward(schedule, keys->local, keys->count);
+        add_group(schedule, run->local, run->count, spans, schedule->span_count - spans);
+    } else {
+        add_span(schedule, keys->local, keys->count);
+    }
+}
+
+static bool is_visible(const ra_softmax_schedule_params_t *params, const ra_run_t *run,
+                       const ra_run_t *keys, bool is_own)
+{
+    if (params->window > 0) {
+        return is_own; /* everything before the run comes as its halo */
+    }
+    return !params->causal || keys->start <= run->start;
+}
+
+void ra_softmax_schedule_block(ra_softmax_schedule_t *schedule, bool of_prefix, int owner)
+{
+    const ra_softmax_schedule_params_t *params = &schedule->params;
+    const ra_layout_t *source = of_prefix ? params->prefix : params->layout;
+    const ra_run_t *keys = ra_layout_runs(source, owner);
+    const ra_run_t *runs = ra_layout_runs(params->layout, params->rank);
+    int64_t key_runs = ra_layout_run_count(source, owner), next = 0;
+
+    begin_block(schedule, source->rows[owner]);
+    for (int64_t i = 0; i < key_runs; i++) {
+        fill_key_positions(schedule, keys[i].document, keys[i].start, keys[i].local, keys[i].count);
+    }
+    for (int64_t i = 0; i < ra_layout_run_count(params->layout, params->rank); i++) {
+        const ra_run_t *run = &runs[i];
+        int64_t spans = schedule->span_count;
+        while (next < key_runs && keys[next].document < run->document) {
+            next++;
+        }
+        int64_t end = next;
+        while (end < key_runs && keys[end].document == run->document) {
+            end++;
+        }
+        for (int64_t j = end - 1; j >= next; j--) {
+            bool is_own = !of_prefix && owner == params->rank && keys[j].start == run->start;
+            if (is_visible(params, run, &keys[j], is_own)) {
+                fold_key_run(schedule, run, &keys[j], is_own);
+            }
+        }
+        if (!params->reproducible) {
+            add_group(schedule, run->local, run->count, spans, schedule->span_count - spans);
+        }
+    }
+}
+
+void ra_softmax_schedule_halo(ra_softmax_schedule_t *schedule)
+{
+    const ra_softmax_schedule_params_t *params = &schedule->params;
+    const ra_run_t *runs = ra_layout_runs(params->layout, params->rank);
+    int64_t tile = params->layout->tile;
+
+    begin_block(schedule, params->halo_rows);
+    for (int64_t i = 0; i < ra_layout_run_count(params->layout, params->rank); i++) {
+        const ra_run_t *run = &runs[i];
+        const ra_halo_run_t *halo = &params->halo_runs[i];
+        fill_key_positions(schedule, run->document, halo->start, halo->row, halo->count);
+        if (!params->reproducible) {
+            add_group(schedule, run->local, ra_min_i64(run->count, params->window - 1),
+                      schedule->span_count, halo->count > 0);
+            add_span(schedule, halo->row, halo->count);
+            continue;
+        }
+        int64_t spans = add_tiles_downward(schedule, halo->row, halo->count);
+        int64_t first = run->start / tile;
+        for (int64_t row = 0; row < run->count; row += tile) {
+            int64_t lowest = lowest_tile(schedule, first + row / tile);
+            add_group(schedule, run->local + row, ra_min_i64(tile, run->count - row), spans,
+                      first - lowest);
+        }
+    }
+}
+
+bool ra_softmax_schedule_needs(const ra_layout_t *layout, const ra_layout_t *keys, int rank,
+                               int owner, bool causal)
+{
+    const ra_run_t *runs = ra_layout_runs(layout, rank), *held = ra_layout_runs(keys, owner);
+    int64_t held_count = ra_layout_run_count(keys, owner), next = 0;
+    for (int64_t i = 0; i < ra_layout_run_count(layout, rank); i++) {
+        while (next < held_count && held[next].document < runs[i].document) {
+            next++;
+        }
+        /* Runs ascend, so the first held one of the document is the one most likely seen. */
+        if (next < held_count && held[next].document == runs[i].document &&
+            (!causal || held[next].start <= runs[i].start)) {
+            return true;
+        }
+    }
+    return false;
+}

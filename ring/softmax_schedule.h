@@ -1,0 +1,56 @@
+/**
+ * @file  ring/softmax_schedule.h
+ * @brief Which rows fold which keys of a block, in which order. Pure; internal to ring/.
+ *
+ * Positions are made unique over packed documents by adding each document's base, so that one call
+ * of attention/softmax_block.h serves all documents of a block. Each run of rows folds only spans
+ * of its own document:
+ *
+ *     default        the runs of keys, last first; the mask does the rest
+ *     reproducible   single tiles of keys, from the row's own tile (or the one before the run)
+ *                    downward; all rows share one descending list and start where they belong
+ */
+#ifndef RA_RING_SOFTMAX_SCHEDULE_H
+#define RA_RING_SOFTMAX_SCHEDULE_H
+
+#include "attention/softmax_block.h"
+#include "ring/halo.h"
+#include "ring/layout.h"
+
+typedef struct ra_softmax_schedule_params {
+    const ra_layout_t *layout, *prefix; /**< borrowed; prefix may be NULL */
+    int rank;
+    int64_t window; /**< 0: none */
+    bool causal, reproducible;
+    const ra_halo_run_t *halo_runs; /**< with a window; borrowed */
+    int64_t halo_rows;
+} ra_softmax_schedule_params_t;
+
+typedef struct ra_softmax_schedule {
+    ra_softmax_schedule_params_t params;
+    int64_t *base;            /**< [documents] */
+    int64_t *row_lo, *row_hi; /**< [rows] of this rank, for every block */
+    /** Of the block asked for last. */
+    int64_t keys;
+    int64_t *key_pos; /**< [keys] */
+    ra_row_group_t *groups;
+    int64_t group_count;
+    ra_key_span_t *spans;
+    int64_t span_count;
+} ra_softmax_schedule_t;
+
+ra_status_t ra_softmax_schedule_create(const ra_softmax_schedule_params_t *params,
+                                       ra_softmax_schedule_t **schedule_p);
+/** Accepts NULL. */
+void ra_softmax_schedule_destroy(ra_softmax_schedule_t *schedule);
+
+/** Fill in for the keys that @a owner holds of the layout or of the prefix. */
+void ra_softmax_schedule_block(ra_softmax_schedule_t *schedule, bool of_prefix, int owner);
+/** Fill in for the halo rows. */
+void ra_softmax_schedule_halo(ra_softmax_schedule_t *schedule);
+
+/** Whether a row of @a rank may see a key that @a owner holds in @a keys (layout or prefix). */
+bool ra_softmax_schedule_needs(const ra_layout_t *layout, const ra_layout_t *keys, int rank,
+                               int owner, bool causal);
+
+#endif
