@@ -73,7 +73,7 @@
     X(PROGRESS, "progress", "--progress", RA_TYPE_CHOICE, "auto", 0, 0, "auto|off", NULL,          \
       RA_FOR_SCORE, RA_SYSTEM, "progress on stderr: one line on a terminal, else one per 10 s")    \
     X(TRACE, "trace.file", "--trace", RA_TYPE_TEXT, "", 0, 0, NULL, "FILE", RA_FOR_MODEL,          \
-      RA_SYSTEM, "write a Chrome trace of the last pass")                                          \
+      RA_SYSTEM, "write a Chrome trace of the run")                                          \
     X(CPU_ISA, "cpu.isa", "--cpu-isa", RA_TYPE_CHOICE, "auto", 0, 0, "auto|generic|avx2|avx512",   \
       NULL, RA_FOR_MODEL | RA_FOR_DOCTOR, RA_DEBUG, "use a lower instruction set than the best")   \
     X(GEMM_KERNEL, "gemm.kernel", "--gemm-kernel", RA_TYPE_TEXT, "auto", 0, 0, NULL, "NAME",       \
