@@ -1,24 +1,20 @@
 /*
  * attention/linear_chunk_simd.c - one head of one segment, chunk by chunk; once an instruction set.
  *
- * Contract   attention/linear_chunk.h; oracle linear_ref.c.
- * A chunk of n <= C tokens, S [Dk, Dv] the state entering it:
- *     O  = Q S                        register tiles; the rows of S are the panel
- *     o  = (scale e^{b_i}) O_i        written to its place
- *     P  = (Q K^T) * W                W_ij = scale e^{b_i - b_j} for j <= i, else 0
- *     o += P V                        blocks of BLOCK rows stop at the diagonal
- *     S  = e^{b_n} S + K^T V~         V~_j = e^{b_n - b_j} v_j
- * V is packed first, so o may lie on v. The state needs K, V and W's last row only, and the same
- * code makes it with and without outputs.
+ * Contract   attention/linear_chunk.h; oracle linear_ref.c; products in linear_tile.h.
+ * A chunk of n <= C tokens: pack q, k, v of the head, then scores, outputs, state. Packing makes
+ * rows adjacent (rows H D floats apart fall into few cache sets) and lets o lie on v. The state
+ * needs k and v only and takes the same path with and without outputs.
  *
- * Decay      Constant: W is Toeplitz, one table of e^{g m} read at a shifting offset. Per token:
- *            W_ij = W_{i-1,j} e^{g_i}, a product of factors <= 1, exact for e^{-inf} = 0. Factors
- *            that would be denormal count as 0. Nothing divides by a decay, nothing overflows.
+ * Decay      W_ij = e^{b_i - b_j}. Constant: W is Toeplitz, one table of e^{g m} read at a shifting
+ *            offset. Per token: W_ij = W_{i-1,j} e^{g_i}, a product of factors <= 1, exact for
+ *            e^{-inf} = 0. Factors that would be denormal count as 0. Nothing divides by a decay,
+ *            nothing overflows.
  */
 #include "attention/linear_cpu.h"
 
+#include "attention/linear_tile.h"
 #include "base/checked.h"
-#include "base/gemm_tile.h"
 #include "base/simd.h"
 #include "base/simd_transpose.h"
 #include <float.h>
@@ -26,25 +22,18 @@
 
 enum {
     CHUNK = RA_LINEAR_CHUNK,
-    BLOCK = 16, /* rows of P that share a diagonal */
-    ALIGN = 16  /* floats in a cache line and in the widest vector */
+    ALIGN = 16 /* floats in a cache line and in the widest vector */
 };
 
-/* Working memory of a task; widths rounded up so that whole vectors can be read. */
+/* Working memory of a task. */
 typedef struct work {
     const ra_linear_task_t *task;
-    int64_t key_dim, value_dim;
-    int64_t value_pad;   /* floats between rows of state, value and output */
-    float *state;        /* [key_dim, value_pad] */
-    float *value;        /* [CHUNK, value_pad] v, then V~ */
-    float *output;       /* [CHUNK, value_pad] Q S */
-    float *key;          /* [key_dim, CHUNK] K^T */
-    float *score;        /* [CHUNK, CHUNK] P */
-    float *weight;       /* decay per token: [CHUNK, CHUNK] e^{b_i - b_j}, 0 above the diagonal */
-    float *power;        /* constant decay: [2 CHUNK] e^{g (CHUNK - 1 - x)}, 0 from CHUNK on */
-    float *row_factor;   /* [CHUNK] e^{b_i} */
-    float chunk_decay;   /* e^{b_n} */
-    int64_t power_count; /* tokens that the constant decay's tables serve; 0: per token */
+    ra_linear_chunk_t chunk;
+    float *query, *key_columns, *key_decayed, *value; /* writable views of the chunk's */
+    float *weight;        /* decay per token: [CHUNK, CHUNK] W, 0 above the diagonal */
+    float *power;         /* constant decay: [2 CHUNK] e^{g (CHUNK - 1 - x)}, 0 from CHUNK on */
+    float *row_factor;    /* [CHUNK] e^{b_i} */
+    bool has_power_table; /* made by the first chunk, the longest */
 } work_t;
 
 static int64_t pad(int64_t n)
@@ -54,52 +43,64 @@ static int64_t pad(int64_t n)
 
 static ra_status_t work_init(work_t *work, const ra_linear_task_t *task)
 {
-    int64_t key_dim = task->args->key_dim, value_pad = pad(task->args->value_dim);
-    int64_t floats = key_dim * value_pad + 2 * CHUNK * value_pad + key_dim * CHUNK +
+    const ra_linear_args_t *args = task->args;
+    int64_t key_dim = args->key_dim, key_step = pad(key_dim), value_step = pad(args->value_dim);
+    int64_t floats = (key_dim + CHUNK) * value_step + (2 * CHUNK) * key_step + key_dim * CHUNK +
                      2 * CHUNK * CHUNK + 3 * CHUNK;
     float *at = ra_scratch(0, floats * (int64_t)sizeof(*at));
     if (at == NULL) {
         return RA_ERR_NOMEM;
     }
     *work = (work_t){.task = task,
-                     .key_dim = key_dim,
-                     .value_dim = task->args->value_dim,
-                     .value_pad = value_pad};
-    work->state = at;
-    work->value = work->state + key_dim * value_pad;
-    work->output = work->value + CHUNK * value_pad;
-    work->key = work->output + CHUNK * value_pad;
-    work->score = work->key + key_dim * CHUNK;
-    work->weight = work->score + CHUNK * CHUNK;
+                     .chunk = {.key_dim = key_dim,
+                               .value_dim = args->value_dim,
+                               .key_step = key_step,
+                               .value_step = value_step,
+                               .score_step = CHUNK,
+                               .state = at,
+                               .o_step = args->o_stride}};
+    work->value = at + key_dim * value_step;
+    work->query = work->value + CHUNK * value_step;
+    work->key_decayed = work->query + CHUNK * key_step;
+    work->key_columns = work->key_decayed + CHUNK * key_step;
+    work->chunk.score = work->key_columns + key_dim * CHUNK;
+    work->weight = work->chunk.score + CHUNK * CHUNK;
     work->power = work->weight + CHUNK * CHUNK;
     work->row_factor = work->power + 2 * CHUNK;
+    work->chunk.value = work->value;
+    work->chunk.query = work->query;
+    work->chunk.key_decayed = work->key_decayed;
+    work->chunk.key_columns = work->key_columns;
+    work->chunk.row_factor = work->row_factor;
     return RA_OK;
 }
 
 static void state_load(work_t *work)
 {
+    const ra_linear_chunk_t *c = &work->chunk;
     const float *from = work->task->segment->state_in;
-    int64_t width = work->value_dim;
-    memset(work->state, 0, (size_t)(work->key_dim * work->value_pad) * sizeof(*work->state));
+    memset(c->state, 0, (size_t)(c->key_dim * c->value_step) * sizeof(*c->state));
     if (from == NULL) {
         return;
     }
-    from += work->task->head * work->key_dim * width;
-    for (int64_t d = 0; d < work->key_dim; d++) {
-        memcpy(work->state + d * work->value_pad, from + d * width, (size_t)width * sizeof(*from));
+    from += work->task->head * c->key_dim * c->value_dim;
+    for (int64_t d = 0; d < c->key_dim; d++) {
+        memcpy(c->state + d * c->value_step, from + d * c->value_dim,
+               (size_t)c->value_dim * sizeof(*from));
     }
 }
 
 static void state_store(const work_t *work)
 {
+    const ra_linear_chunk_t *c = &work->chunk;
     float *to = work->task->segment->state_out;
-    int64_t width = work->value_dim;
     if (to == NULL) {
         return;
     }
-    to += work->task->head * work->key_dim * width;
-    for (int64_t d = 0; d < work->key_dim; d++) {
-        memcpy(to + d * width, work->state + d * work->value_pad, (size_t)width * sizeof(*to));
+    to += work->task->head * c->key_dim * c->value_dim;
+    for (int64_t d = 0; d < c->key_dim; d++) {
+        memcpy(to + d * c->value_dim, c->state + d * c->value_step,
+               (size_t)c->value_dim * sizeof(*to));
     }
 }
 
@@ -110,10 +111,9 @@ static float decay_factor(double x)
     return factor < (double)FLT_MIN ? 0 : (float)factor;
 }
 
-/* Tables for chunks of up to n tokens; the first chunk is the longest. */
 static void constant_decay(work_t *work, int64_t n)
 {
-    if (work->power_count == 0) {
+    if (!work->has_power_table) {
         double g = (double)work->task->args->log_decay[work->task->head];
         memset(work->power + CHUNK, 0, CHUNK * sizeof(*work->power));
         work->power[CHUNK - 1] = 1;
@@ -123,9 +123,10 @@ static void constant_decay(work_t *work, int64_t n)
                 work->power[CHUNK - 1 - m] = work->row_factor[m - 1];
             }
         }
-        work->power_count = n;
+        work->has_power_table = true;
     }
-    work->chunk_decay = work->row_factor[n - 1];
+    work->chunk.weight = work->power + CHUNK - 1;
+    work->chunk.weight_step = -1;
 }
 
 static void token_decay(work_t *work, int64_t row, int64_t n)
@@ -150,145 +151,52 @@ static void token_decay(work_t *work, int64_t row, int64_t n)
         }
         w[i] = 1;
     }
-    work->chunk_decay = work->row_factor[n - 1];
+    work->chunk.weight = work->weight;
+    work->chunk.weight_step = CHUNK;
 }
 
-/* Row i of e^{b_i - b_j}, j = 0 .. CHUNK-1. */
-static const float *weight_row(const work_t *work, int64_t i)
+/* to = factor * from, in whole vectors. */
+RA_INLINE void pack_row(const float *from, int64_t width, float factor, float *to)
 {
-    return work->power_count > 0 ? work->power + CHUNK - 1 - i : work->weight + i * CHUNK;
-}
-
-static void pack_value(work_t *work, int64_t row, int64_t n)
-{
-    const ra_linear_args_t *args = work->task->args;
-    const float *v = args->v + row * args->v_stride + work->task->head * work->value_dim;
-    for (int64_t j = 0; j < n; j++) {
-        float *to = work->value + j * work->value_pad;
-        memcpy(to, v + j * args->v_stride, (size_t)work->value_dim * sizeof(*v));
-        for (int64_t e = work->value_dim; e < work->value_pad; e++) {
-            to[e] = 0;
-        }
+    vf f = vf_set1(factor);
+    int64_t at = 0;
+    for (; at + RA_VF_WIDTH <= width; at += RA_VF_WIDTH) {
+        vf_store(to + at, vf_mul(f, vf_load(from + at)));
+    }
+    if (at < width) {
+        vf_store(to + at, vf_mul(f, vf_load_n(from + at, (int)(width - at))));
     }
 }
 
-static void product(const ra_tile_t *whole)
-{
-    for (int64_t col = 0; col < whole->cols; col += RA_TILE_COLS) {
-        ra_tile_t panel = *whole;
-        panel.cols = ra_min_i64(whole->cols - col, RA_TILE_COLS);
-        panel.b = (const float *)whole->b + col;
-        panel.c = whole->c + col;
-        ra_tile_f32(&panel);
-    }
-}
-
-/* S <- e^{b_n} S + K^T V~ */
-static void update_state(work_t *work, const float *k, int64_t n)
-{
-    const float *w = weight_row(work, n - 1);
-    for (int64_t j = 0; j < n; j++) {
-        vf factor = vf_set1(w[j]);
-        float *v = work->value + j * work->value_pad;
-        for (int64_t e = 0; e < work->value_pad; e += RA_VF_WIDTH) {
-            vf_store(v + e, vf_mul(factor, vf_load(v + e)));
-        }
-    }
-    vf decay = vf_set1(work->chunk_decay);
-    for (int64_t i = 0; i < work->key_dim * work->value_pad; i += RA_VF_WIDTH) {
-        vf_store(work->state + i, vf_mul(decay, vf_load(work->state + i)));
-    }
-    product(&(ra_tile_t){.rows = work->key_dim,
-                         .cols = work->value_dim,
-                         .depth = n,
-                         .a = k,
-                         .a_row = 1,
-                         .a_step = work->task->args->k_stride,
-                         .b = work->value,
-                         .b_step = work->value_pad,
-                         .c = work->state,
-                         .c_row = work->value_pad,
-                         .accumulate = true});
-}
-
-/* o_i = scale e^{b_i} S^T q_i */
-static void output_of_state(work_t *work, const float *q, float *o, int64_t n)
+/* What the state needs. */
+static void pack_key_value(work_t *work, int64_t row)
 {
     const ra_linear_args_t *args = work->task->args;
-    product(&(ra_tile_t){.rows = n,
-                         .cols = work->value_dim,
-                         .depth = work->key_dim,
-                         .a = q,
-                         .a_row = args->q_stride,
-                         .a_step = 1,
-                         .b = work->state,
-                         .b_step = work->value_pad,
-                         .c = work->output,
-                         .c_row = work->value_pad});
-    int64_t whole = work->value_dim - work->value_dim % RA_VF_WIDTH;
-    int last = (int)(work->value_dim - whole);
-    for (int64_t i = 0; i < n; i++) {
-        vf factor = vf_set1(args->scale * work->row_factor[i]);
-        const float *from = work->output + i * work->value_pad;
-        float *to = o + i * args->o_stride;
-        for (int64_t e = 0; e < whole; e += RA_VF_WIDTH) {
-            vf_store(to + e, vf_mul(factor, vf_load(from + e)));
-        }
-        if (last > 0) {
-            vf_store_n(to + whole, vf_mul(factor, vf_load_n(from + whole, last)), last);
-        }
+    const ra_linear_chunk_t *c = &work->chunk;
+    const float *k = args->k + row * args->k_stride + work->task->head * c->key_dim;
+    const float *v = args->v + row * args->v_stride + work->task->head * c->value_dim;
+    const float *to_end = c->weight + (c->tokens - 1) * c->weight_step;
+    for (int64_t j = 0; j < c->tokens; j++) {
+        pack_row(v + j * args->v_stride, c->value_dim, 1, work->value + j * c->value_step);
+        pack_row(k + j * args->k_stride, c->key_dim, to_end[j],
+                 work->key_decayed + j * c->key_step);
     }
 }
 
-/* P rows [begin, end), columns [0, end). */
-static void scores(work_t *work, const float *q, int64_t begin, int64_t end)
+/* What the outputs need besides. */
+static void pack_query_key(work_t *work, int64_t row)
 {
     const ra_linear_args_t *args = work->task->args;
-    float *score = work->score + begin * CHUNK;
-    product(&(ra_tile_t){.rows = end - begin,
-                         .cols = end,
-                         .depth = work->key_dim,
-                         .a = q + begin * args->q_stride,
-                         .a_row = args->q_stride,
-                         .a_step = 1,
-                         .b = work->key,
-                         .b_step = CHUNK,
-                         .c = score,
-                         .c_row = CHUNK});
-    const vf smallest = vf_set1(FLT_MIN), scale = vf_set1(args->scale);
-    for (int64_t i = begin; i < end; i++, score += CHUNK) {
-        const float *w = weight_row(work, i);
-        for (int64_t j = 0; j < end; j += RA_VF_WIDTH) {
-            vf weight = vf_load(w + j);
-            vf decayed = vf_mul(vf_mul(scale, weight), vf_load(score + j));
-            /* not weight * score alone: a later token's overflow must not reach row i as inf * 0 */
-            vf_store(score + j, vf_select(vf_ge(weight, smallest), decayed, vf_zero()));
-        }
+    const ra_linear_chunk_t *c = &work->chunk;
+    const float *q = args->q + row * args->q_stride + work->task->head * c->key_dim;
+    const float *k = args->k + row * args->k_stride + work->task->head * c->key_dim;
+    for (int64_t i = 0; i < c->tokens; i++) {
+        pack_row(q + i * args->q_stride, c->key_dim, args->scale, work->query + i * c->key_step);
     }
-}
-
-/* o += P V */
-static void output_of_chunk(work_t *work, const float *q, const float *k, float *o, int64_t n)
-{
-    const ra_linear_args_t *args = work->task->args;
-    ra_transpose(k, args->k_stride, n, work->key_dim, work->key, CHUNK);
-    for (int64_t d = 0; n % ALIGN != 0 && d < work->key_dim; d++) {
-        memset(work->key + d * CHUNK + n, 0, (size_t)(pad(n) - n) * sizeof(*work->key));
-    }
-    for (int64_t begin = 0; begin < n; begin += BLOCK) {
-        int64_t end = ra_min_i64(begin + BLOCK, n);
-        scores(work, q, begin, end);
-        product(&(ra_tile_t){.rows = end - begin,
-                             .cols = work->value_dim,
-                             .depth = end,
-                             .a = work->score + begin * CHUNK,
-                             .a_row = CHUNK,
-                             .a_step = 1,
-                             .b = work->value,
-                             .b_step = work->value_pad,
-                             .c = o + begin * args->o_stride,
-                             .c_row = args->o_stride,
-                             .accumulate = true});
+    ra_transpose(k, args->k_stride, c->tokens, c->key_dim, work->key_columns, CHUNK);
+    int64_t rest = pad(c->tokens) - c->tokens;
+    for (int64_t d = 0; rest > 0 && d < c->key_dim; d++) {
+        memset(work->key_columns + d * CHUNK + c->tokens, 0, (size_t)rest * sizeof(float));
     }
 }
 
@@ -297,24 +205,25 @@ ra_status_t RA_ISA_FN(ra_linear_task)(const ra_linear_task_t *task)
     const ra_linear_args_t *args = task->args;
     work_t work;
     RA_TRY(work_init(&work, task));
+    ra_linear_chunk_t *c = &work.chunk;
     state_load(&work);
     for (int64_t done = 0; done < task->segment->row_count; done += CHUNK) {
-        int64_t n = ra_min_i64(task->segment->row_count - done, CHUNK);
         int64_t row = task->segment->row_begin + done;
-        const float *k = args->k + row * args->k_stride + task->head * work.key_dim;
+        c->tokens = ra_min_i64(task->segment->row_count - done, CHUNK);
         if (args->log_decay_stride > 0) {
-            token_decay(&work, row, n);
+            token_decay(&work, row, c->tokens);
         } else {
-            constant_decay(&work, n);
+            constant_decay(&work, c->tokens);
         }
-        pack_value(&work, row, n);
+        c->state_factor = work.row_factor[c->tokens - 1];
+        pack_key_value(&work, row);
         if (!task->state_only) {
-            const float *q = args->q + row * args->q_stride + task->head * work.key_dim;
-            float *o = args->o + row * args->o_stride + task->head * work.value_dim;
-            output_of_state(&work, q, o, n);
-            output_of_chunk(&work, q, k, o, n);
+            pack_query_key(&work, row);
+            c->o = args->o + row * args->o_stride + task->head * c->value_dim;
+            ra_linear_scores(c);
+            ra_linear_outputs(c);
         }
-        update_state(&work, k, n);
+        ra_linear_update(c);
     }
     state_store(&work);
     return RA_OK;
