@@ -54,7 +54,8 @@ static ra_status_t exchange(ra_comm_t *comm, uint32_t tag, const char *send,
         return ra_fail(RA_ERR_NOMEM, "comm", "cannot allocate %d transfers", 2 * size);
     }
     int count = 0;
-    for (int step = 0; step < size; step++) {
+    bool in_place = send + send_offset[rank] == recv + recv_offset[rank];
+    for (int step = in_place; step < size; step++) {
         int to = (rank + step) % size, from = (rank - step + size) % size;
         group[count++] =
             transfer_of(RA_RECV, from, tag, recv + recv_offset[from], recv_bytes[from]);

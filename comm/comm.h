@@ -91,7 +91,8 @@ void ra_comm_abort(ra_comm_t *comm, ra_status_t cause);
 ra_status_t ra_comm_barrier(ra_comm_t *comm);
 /** Every rank gives @a bytes; all = rank 0's, rank 1's, ... */
 ra_status_t ra_comm_allgather(ra_comm_t *comm, const void *mine, int64_t bytes, void *all);
-/** Blocks of different sizes: bytes[r] from rank r, landing at offset[r] of all. */
+/** Blocks of different sizes: bytes[r] from rank r, landing at offset[r] of all. @a mine may be its
+ * place in @a all. */
 ra_status_t ra_comm_allgatherv(ra_comm_t *comm, const void *mine, void *all, const int64_t *bytes,
                                const int64_t *offset);
 ra_status_t ra_comm_broadcast(ra_comm_t *comm, int root, void *data, int64_t bytes);

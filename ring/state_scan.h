@@ -52,7 +52,8 @@ typedef struct ra_state_scan_io {
     const float *const *initial;
     /** Optional [documents]: where the final state [H, Dk, Dv] goes, entry NULL = not wanted.
      * Written on the rank of ra_layout_last_run(d) only; other ranks' entries are ignored.
-     * Which entries are wanted on that rank is its own affair. Documents with count 0: nobody. */
+     * Which entries are wanted on that rank is its own affair. Documents with count 0: nobody.
+     * Overlaps no initial state. */
     float *const *final_state;
 } ra_state_scan_io_t;
 
