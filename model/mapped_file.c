@@ -33,7 +33,6 @@ struct ra_mapped_file {
 static mapping_t mappings[MAPPINGS_MAX];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct sigaction previous_action;
-static bool handler_installed;
 static uintptr_t page_bytes;
 
 /* Async-signal-safe: atomics and one mmap system call. */
@@ -68,19 +67,23 @@ static void on_bus_error(int signal_number, siginfo_t *info, void *context)
     errno = saved_errno;
 }
 
+/* At every mapping: a library loaded since may have replaced the handler. */
 static ra_status_t install_handler(void)
 {
-    if (handler_installed) {
-        return RA_OK;
-    }
-    page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE);
+    struct sigaction current;
     struct sigaction action = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+    page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE);
     sigemptyset(&action.sa_mask);
-    if (sigaction(SIGBUS, &action, &previous_action) != 0) {
+    int failed = sigaction(SIGBUS, NULL, &current);
+    bool ours = (current.sa_flags & SA_SIGINFO) != 0 && current.sa_sigaction == on_bus_error;
+    if (!failed && !ours) {
+        previous_action = current;
+        failed = sigaction(SIGBUS, &action, NULL);
+    }
+    if (failed) {
         return ra_fail(RA_ERR_INTERNAL, "file", "cannot install a SIGBUS handler: %s",
                        strerror(errno));
     }
-    handler_installed = true;
     return RA_OK;
 }
 

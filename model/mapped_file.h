@@ -2,8 +2,8 @@
  * @file  model/mapped_file.h
  * @brief A file mapped for reading that may shrink without killing the process.
  *
- * Touching a page behind the new end of a mapped file that became shorter raises SIGBUS. The first
- * mapping installs a handler (process-wide; faults elsewhere go to the handler before it) that puts
+ * Touching a page behind the new end of a mapped file that became shorter raises SIGBUS. Every
+ * mapping makes sure of a handler (process-wide; other faults go to the one before it) that puts
  * zero pages there and marks the file as broken. Readers then see zeros; nobody may believe their
  * results before ra_mapped_file_verify() said that the file is as it was. A write to the file that
  * keeps its size is detected by its modification time.
