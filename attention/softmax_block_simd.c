@@ -36,16 +36,18 @@ typedef struct work {
     const ra_softmax_block_t *block;
     const ra_softmax_state_t *state;
     const ra_softmax_task_t *task;
-    int64_t stacked;       /* query heads on this kv head */
-    int64_t rows;          /* tokens * stacked */
-    int64_t dim, padded;   /* head size, and rounded up to whole vectors */
-    int64_t lo, hi;        /* visible to any token */
-    float *q, *o;          /* [rows, padded] */
-    float *m, *l;          /* [rows] */
-    float *keys;           /* panels [dim][PANEL] of KEY_TILE keys */
-    float *values;         /* panels [KEY_TILE][<= PANEL] of `padded` columns */
-    float *scores;         /* [ROW_TILE, KEY_TILE] */
-    seen_t seen[ROW_TILE]; /* of the rows at hand */
+    int64_t stacked;        /* query heads on this kv head */
+    int64_t rows;           /* tokens * stacked */
+    int64_t dim, padded;    /* head size, and rounded up to whole vectors */
+    int64_t lo, hi;         /* positions visible to any token */
+    int64_t all_lo, all_hi; /* positions visible to all tokens */
+    bool masked;            /* some row may not see all of the micro tile, or scores are biased */
+    float *q, *o;           /* [rows, padded] */
+    float *m, *l;           /* [rows] */
+    float *keys;            /* panels [dim][PANEL] of KEY_TILE keys */
+    float *values;          /* panels [KEY_TILE][<= PANEL] of `padded` columns */
+    float *scores;          /* [ROW_TILE, KEY_TILE] */
+    seen_t seen[ROW_TILE];  /* of the rows at hand */
     bool values_finite;
     int64_t key_begin, key_count; /* the micro tile at hand */
 } work_t;
@@ -99,6 +101,12 @@ static void store_rows(const work_t *work)
     }
 }
 
+/* A call of its own keeps the sixteen row addresses out of the caller's registers. */
+static __attribute__((noinline)) void transpose_square(const float *from, int64_t step, float *to)
+{
+    ra_transpose_square(from, step, to, PANEL);
+}
+
 /* keys[panel][d][j] = K[key j][d]; lanes of the last vector without a key are 0. */
 static void pack_keys(work_t *work)
 {
@@ -108,7 +116,16 @@ static void pack_keys(work_t *work)
     for (int64_t at = 0; at < work->key_count; at += PANEL) {
         int64_t n = ra_min_i64(PANEL, work->key_count - at);
         float *panel = work->keys + at * work->dim;
-        ra_transpose(k + at * block->k_stride, block->k_stride, n, work->dim, panel, PANEL);
+        const float *from = k + at * block->k_stride;
+        int64_t whole = work->dim % WIDTH == 0 ? n / WIDTH * WIDTH : 0;
+        for (int64_t j = 0; j < whole; j += WIDTH) {
+            for (int64_t d = 0; d < work->dim; d += WIDTH) {
+                transpose_square(from + j * block->k_stride + d, block->k_stride,
+                                 panel + d * PANEL + j);
+            }
+        }
+        ra_transpose(from + whole * block->k_stride, block->k_stride, n - whole, work->dim,
+                     panel + whole, PANEL);
         for (int64_t j = n; j < RA_TILE_PADDED(n); j++) {
             for (int64_t d = 0; d < work->dim; d++) {
                 panel[d * PANEL + j] = 0.0f;
@@ -143,6 +160,9 @@ static void pack_values(work_t *work)
 /* Which keys each of `rows` rows from `row` on sees; returns their hull. */
 static seen_t find_seen(work_t *work, int64_t row, int64_t rows)
 {
+    if (!work->masked) {
+        return (seen_t){0, (int32_t)work->key_count};
+    }
     const ra_attention_mask_t *mask = &work->block->mask;
     const int64_t *pos = mask->key_pos + work->key_begin;
     int64_t n = work->key_count;
@@ -273,19 +293,16 @@ static void fold_rows(work_t *work, int64_t row, int64_t rows)
     if (hull.first >= hull.end) {
         return;
     }
-    const ra_attention_mask_t *mask = &work->block->mask;
-    bool plain = mask->key_bias == NULL && mask->key_score == NULL;
     multiply_keys(work, row, rows, hull);
-    /* Lanes of the hull's outer vectors beyond the hull count as seen only when they hold keys. */
-    int64_t whole_first = hull.first / WIDTH * WIDTH, whole_end = RA_TILE_PADDED(hull.end);
-    for (int64_t i = 0; i < rows; i++) {
-        float *s = work->scores + i * KEY_TILE;
-        if (!plain || work->seen[i].first > whole_first || work->seen[i].end < whole_end) {
-            mask_scores(work, row + i, work->seen[i], hull, s);
+    if (work->masked) {
+        for (int64_t i = 0; i < rows; i++) {
+            mask_scores(work, row + i, work->seen[i], hull, work->scores + i * KEY_TILE);
         }
-        update_row(work, row + i, hull, s);
     }
-    if (work->values_finite) {
+    for (int64_t i = 0; i < rows; i++) {
+        update_row(work, row + i, hull, work->scores + i * KEY_TILE);
+    }
+    if (work->values_finite || !work->masked) {
         multiply_values(work, row, 0, rows, hull);
         return;
     }
@@ -296,9 +313,27 @@ static void fold_rows(work_t *work, int64_t row, int64_t rows)
     }
 }
 
+/* Ask for part `part` of `parts` of the keys and values that follow the micro tile. */
+static void prefetch_next(const work_t *work, const ra_key_span_t *span, int64_t part,
+                          int64_t parts)
+{
+    const ra_softmax_block_t *block = work->block;
+    int64_t begin = work->key_begin + work->key_count;
+    int64_t count = ra_min_i64(KEY_TILE, span->key_begin + span->key_count - begin);
+    for (int64_t j = begin + count * part / parts; j < begin + count * (part + 1) / parts; j++) {
+        const float *k = (const float *)block->k + j * block->k_stride;
+        const float *v = (const float *)block->v + j * block->v_stride;
+        for (int64_t d = 0; d < work->dim; d += 16) {
+            __builtin_prefetch(k + work->task->kv_head * work->dim + d, 0, 2);
+            __builtin_prefetch(v + work->task->kv_head * work->dim + d, 0, 2);
+        }
+    }
+}
+
 static void fold_span(work_t *work, const ra_key_span_t *span)
 {
     const int64_t *pos = work->block->mask.key_pos + span->key_begin;
+    bool biased = work->block->mask.key_bias != NULL || work->block->mask.key_score != NULL;
     int64_t begin = ra_softmax_lower_bound(pos, span->key_count, work->lo);
     int64_t end = ra_softmax_lower_bound(pos, span->key_count, work->hi);
     for (int64_t key = begin / KEY_TILE * KEY_TILE; begin < end && key < end; key += KEY_TILE) {
@@ -306,7 +341,14 @@ static void fold_span(work_t *work, const ra_key_span_t *span)
         work->key_count = ra_min_i64(KEY_TILE, span->key_count - key);
         pack_keys(work);
         pack_values(work);
+        work->masked = biased || work->key_count < KEY_TILE || pos[key] < work->all_lo ||
+                       pos[key + KEY_TILE - 1] >= work->all_hi;
+        int64_t blocks = ra_ceil_div(work->rows, ROW_TILE), parts = ra_min_i64(blocks, 8);
         for (int64_t row = 0; row < work->rows; row += ROW_TILE) {
+            int64_t part = row / ROW_TILE - (blocks - parts);
+            if (part >= 0) {
+                prefetch_next(work, span, part, parts);
+            }
             fold_rows(work, row, ra_min_i64(ROW_TILE, work->rows - row));
         }
     }
@@ -328,11 +370,15 @@ ra_status_t RA_ISA_FN(ra_softmax_task)(const ra_softmax_block_t *block,
         .padded = RA_TILE_PADDED(block->head_dim),
         .lo = INT64_MAX,
         .hi = INT64_MIN,
+        .all_lo = INT64_MIN,
+        .all_hi = INT64_MAX,
     };
     RA_TRY(work_alloc(&work));
     for (int64_t r = task->row_begin; r < task->row_begin + task->row_count; r++) {
         work.lo = ra_min_i64(work.lo, block->mask.row_lo[r]);
         work.hi = ra_max_i64(work.hi, block->mask.row_hi[r]);
+        work.all_lo = ra_max_i64(work.all_lo, block->mask.row_lo[r]);
+        work.all_hi = ra_min_i64(work.all_hi, block->mask.row_hi[r]);
     }
     load_rows(&work);
     for (int64_t s = 0; s < group->span_count; s++) {

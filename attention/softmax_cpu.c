@@ -1,7 +1,7 @@
 /*
- * The "cpu" row of the softmax table: cuts a block into tasks of TASK_ROWS (row, query head) pairs
- * that share a key/value head, and runs them longest first on the pool. How the rows are cut does
- * not show in any result.
+ * The "cpu" row of the softmax table: cuts a block into tasks of some rows and the query heads of
+ * one key/value head, and runs them longest first on the pool. How the rows are cut does not show
+ * in any result.
  */
 #include "attention/softmax_cpu.h"
 
@@ -13,7 +13,9 @@
 #include <stdlib.h>
 
 enum {
-    TASK_ROWS = 384,    /* keys and values are packed once for so many rows */
+    TASK_FLOATS = 64 << 10, /* of queries: they and O stay in the L2 cache, one packing of keys and
+                               values serves all their rows */
+    MAX_TASK_ROWS = 1024,
     MIN_TASK_ROWS = 24, /* below, packing costs more than idle threads */
     TASKS_A_THREAD = 4,
     FINISH_ROWS = 64,
@@ -98,7 +100,8 @@ static ra_status_t cpu_fold(const ra_softmax_block_t *block, const ra_softmax_st
 {
     RA_ISA_TABLE(ra_softmax_task_func_t, ra_softmax_task);
     int64_t stacked = block->heads / block->kv_heads;
-    int64_t rows = ra_max_i64(TASK_ROWS / stacked, 1);
+    int64_t rows =
+        ra_max_i64(ra_min_i64(TASK_FLOATS / block->head_dim, MAX_TASK_ROWS) / stacked, 1);
     int64_t least = ra_max_i64(MIN_TASK_ROWS / stacked, 1);
     int64_t threads = ra_pool_threads(ra_stream_pool(stream));
     int64_t wanted = threads > 1 ? threads * TASKS_A_THREAD : 1;
