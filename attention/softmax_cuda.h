@@ -9,6 +9,13 @@
  * so that one call over all keys touches no state. Rows outside every group are neither read nor
  * written; groups without spans are how a first or last call reaches rows that see no key.
  *
+ * Keys still arriving: with @a ready given, keys [g gate_keys, (g + 1) gate_keys) are read only
+ * once ready[g] has reached epoch (32-bit serial comparison), so one call can walk all blocks of a
+ * ring in one launch while copies bring them. Whoever brings a block writes its gate after it, in
+ * stream order (cuStreamWriteValue32 or a copy; not a kernel: this one may hold every
+ * multiprocessor). Keys folded first should be the ones there first. A caller that gives up opens
+ * every gate.
+ *
  * Nothing is allocated, copied or waited for here. The tile list is made once per mask
  * (softmax_tiles.h, with ra_softmax_sm90_tile()'s sizes) and copied to the device by the caller; it
  * holds the kernel's counters, so one list serves one launch at a time.
@@ -38,6 +45,9 @@ typedef struct ra_softmax_cuda_call {
     ra_dtype_t out_dtype;            /**< BF16 or F32 */
     int64_t out_stride;              /**< elements between rows, a multiple of 8 */
     float *lse;                      /**< optional [H, R], written together with out */
+    const uint32_t *ready;           /**< optional [ceil(keys / gate_keys)] in device memory */
+    uint32_t epoch;
+    int64_t gate_keys;
 } ra_softmax_cuda_call_t;
 
 /**

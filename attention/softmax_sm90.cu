@@ -36,6 +36,9 @@ struct params_t {
     float scale;
     int32_t tile_count, heads, group, section, head_dim; /* heads per kv head; per L2 section */
     int32_t fresh, out_is_f32;
+    const uint32_t *ready;
+    uint32_t epoch;
+    int32_t gate_keys;
 };
 
 /* One key tile as consumers see it. */
@@ -48,10 +51,11 @@ struct job_t {
     int32_t row_begin, row_count, head, steps;
 };
 
-template <int D_, int BN_, int WG_, int STAGES_, int QSTAGES_, bool TURNS_, int SLACK_>
+template <int D_, int BN_, int WG_, int STAGES_, int QSTAGES_, bool TURNS_, int SLACK_,
+          int POLY_ = 0>
 struct config_t {
     static constexpr int D = D_, BN = BN_, WG = WG_, BM = 64 * WG_, STAGES = STAGES_,
-                         QSTAGES = QSTAGES_, SLACK = SLACK_;
+                         QSTAGES = QSTAGES_, SLACK = SLACK_, POLY = POLY_;
     static constexpr bool TURNS = TURNS_;
     static constexpr int THREADS = 128 * (WG + 1);
     static constexpr int PRODUCER_REGS = WG == 2 ? 24 : 32, CONSUMER_REGS = WG == 2 ? 240 : 160;
@@ -135,6 +139,22 @@ __device__ __forceinline__ job_t job_of(const params_t &p, uint32_t unit, int *s
     return job_t{t.x, t.y, (int32_t)(first + rest - tile * width), t.w};
 }
 
+/* Wait for the gates of keys [begin, end); @a open remembers up to 32 of those found open. */
+__device__ __noinline__ uint32_t wait_gates(const uint32_t *ready, uint32_t epoch, int gate_keys,
+                                            int begin, int end, uint32_t open)
+{
+    for (int gate = begin / gate_keys; gate <= (end - 1) / gate_keys; gate++) {
+        if (gate < 32 && open >> gate & 1)
+            continue;
+        while ((int32_t)(ra_load_acquire_sys(ready + gate) - epoch) < 0)
+            __nanosleep(200);
+        ra_fence_proxy_async_global();
+        if (gate < 32)
+            open |= 1u << gate;
+    }
+    return open;
+}
+
 template <class C>
 __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *q_map,
                                         const CUtensorMap *k_map, const CUtensorMap *v_map,
@@ -145,7 +165,7 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *q_
     slot_t<C::STAGES> k_slot, v_slot;
     slot_t<C::QSTAGES> q_slot;
     slot_t<2> job_slot;
-    uint32_t unit = blockIdx.x;
+    uint32_t unit = blockIdx.x, open = 0;
     auto load_v = [&](int key, int kv_head) {
         uint32_t full = ra_smem_addr(&control->v_full[v_slot.index]);
         ra_mbar_wait(ra_smem_addr(&control->v_empty[v_slot.index]), v_slot.lap ^ 1);
@@ -179,6 +199,9 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *q_
                 const int key = s.x - t * C::BN;
                 uint32_t full = ra_smem_addr(&control->k_full[k_slot.index]);
                 ra_mbar_wait(ra_smem_addr(&control->k_empty[k_slot.index]), k_slot.lap ^ 1);
+                if (p.ready)
+                    open =
+                        wait_gates(p.ready, p.epoch, p.gate_keys, key, min(key + C::BN, s.y), open);
                 int flags = s.w & RA_TILE_MASK;
                 if (t == s.z - 1)
                     flags |= s.w & RA_TILE_SPAN_END;
@@ -293,6 +316,19 @@ __device__ __forceinline__ float quad_sum(float x)
     return x + __shfl_xor_sync(0xFFFFFFFF, x, 2);
 }
 
+/* 2^x on the FMA pipe, degree 4 on [-1/2, 1/2]: relative error 4e-6. */
+__device__ __forceinline__ float poly_exp2(float x)
+{
+    x = fmaxf(x, -126.0f);
+    const float shifted = x + 12582912.0f;
+    const float f = x - (shifted - 12582912.0f);
+    float y = fmaf(f, 9.6181291e-3f, 5.5504109e-2f);
+    y = fmaf(f, y, 0.24022651f);
+    y = fmaf(f, y, 0.69314718f);
+    y = fmaf(f, y, 1.0f);
+    return __int_as_float(__float_as_int(y) + (__float_as_int(shifted) << 23));
+}
+
 /* Scores to probabilities in place; alpha is what the state before is to be multiplied by. */
 template <class C, int N>
 __device__ __forceinline__ void soften(float scale, rows_t &rows, float (&s)[N], float (&alpha)[2])
@@ -315,8 +351,10 @@ __device__ __forceinline__ void soften(float scale, rows_t &rows, float (&s)[N],
         rows.l[r] *= alpha[r];
     }
 #pragma unroll
-    for (int i = 0; i < N; i++)
-        s[i] = ra_exp2(s[i] * slope - base[(i >> 1) & 1]);
+    for (int i = 0; i < N; i++) {
+        const float x = s[i] * slope - base[(i >> 1) & 1];
+        s[i] = (i & 7) >= 8 - C::POLY ? poly_exp2(x) : ra_exp2(x);
+    }
 #pragma unroll
     for (int i = 0; i < N; i += 4) {
         rows.l[0] += s[i] + s[i + 1];
@@ -570,9 +608,9 @@ __device__ __forceinline__ void consume(const params_t &p, const shared_t<C> &sh
                 close_span(flags, rows);
                 ra_wgmma_wait<0>();
                 ra_regs_pin(o);
+                pack(s, pairs);
                 release(&control->v_empty[v_slot.index]);
                 v_slot.next();
-                pack(s, pairs);
                 rescale(o, alpha);
             }
             release(&control->q_empty[q_slot.index][wg]);
@@ -724,6 +762,8 @@ ra_status_t check_call(const ra_softmax_cuda_call_t *call, const kernel_t *kerne
         return ra_fail(RA_ERR_SHAPE, subsystem, "state is missing or its rows are misaligned");
     if (call->out && call->out_dtype != RA_F32 && call->out_dtype != RA_BF16)
         return ra_fail(RA_ERR_UNSUPPORTED, subsystem, "out is F32 or BF16");
+    if (call->ready && call->gate_keys < 1)
+        return ra_fail(RA_ERR_SHAPE, subsystem, "gates of %lld keys", (long long)call->gate_keys);
     if (call->layout->tile_count * block->heads > INT32_MAX)
         return ra_fail(RA_ERR_UNSUPPORTED, subsystem, "more than 2^31 tiles");
     return RA_OK;
@@ -766,6 +806,9 @@ params_t params_of(const ra_softmax_cuda_call_t *call, int64_t l2_bytes)
     p.group = block->heads / block->kv_heads;
     p.section = section_heads(block, l2_bytes);
     p.fresh = call->fresh;
+    p.ready = call->ready;
+    p.epoch = call->epoch;
+    p.gate_keys = (int32_t)(call->gate_keys < INT32_MAX ? call->gate_keys : INT32_MAX);
     return p;
 }
 

@@ -71,6 +71,22 @@ static __device__ __forceinline__ void ra_bar_arrive(int id, int threads)
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+/* ---- memory order -------------------------------------------------------------------------- */
+
+/** Load with acquire at system scope: what was written before the value was is visible after. */
+static __device__ __forceinline__ uint32_t ra_load_acquire_sys(const uint32_t *address)
+{
+    uint32_t value;
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+    return value;
+}
+
+/** Global memory seen by ordinary loads so far is also seen by later bulk copies. */
+static __device__ __forceinline__ void ra_fence_proxy_async_global(void)
+{
+    asm volatile("fence.proxy.async.global;" ::: "memory");
+}
+
 /* ---- bulk tensor copies -------------------------------------------------------------------- */
 
 static __device__ __forceinline__ void ra_tma_prefetch_map(const CUtensorMap *map)
@@ -291,6 +307,41 @@ template <> struct ra_wgmma<192> {
                      "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 " RA_WGMMA_D192
                      ", a, b, p, 1, 1, 0, 0;\n}\n"
                      : RA_F32(d, 0), RA_F32(d, 32), RA_F32(d, 64)
+                     : "r"(a), "r"(b), "r"(add), "n"(RA_DESC_HIGH));
+    }
+};
+
+#define RA_WGMMA_D96                                                                               \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "                 \
+    "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                  \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47}"
+template <> struct ra_wgmma<96> {
+    static __device__ __forceinline__ void ss(float (&d)[48], uint32_t a, uint32_t b, int add)
+    {
+        asm volatile("{\n.reg .pred p;\n.reg .b64 a, b;\nsetp.ne.b32 p, %50, 0;\n"
+                     "mov.b64 a, {%48, %51};\n"
+                     "mov.b64 b, {%49, %51};\n"
+                     "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 " RA_WGMMA_D96
+                     ", a, b, p, 1, 1, 0, 0;\n}\n"
+                     : RA_F32(d, 0), RA_F16(d, 32)
+                     : "r"(a), "r"(b), "r"(add), "n"(RA_DESC_HIGH));
+    }
+};
+
+#define RA_WGMMA_D112                                                                              \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "                 \
+    "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                  \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, "                  \
+    "%47, %48, %49, %50, %51, %52, %53, %54, %55}"
+template <> struct ra_wgmma<112> {
+    static __device__ __forceinline__ void ss(float (&d)[56], uint32_t a, uint32_t b, int add)
+    {
+        asm volatile("{\n.reg .pred p;\n.reg .b64 a, b;\nsetp.ne.b32 p, %58, 0;\n"
+                     "mov.b64 a, {%56, %59};\n"
+                     "mov.b64 b, {%57, %59};\n"
+                     "wgmma.mma_async.sync.aligned.m64n112k16.f32.bf16.bf16 " RA_WGMMA_D112
+                     ", a, b, p, 1, 1, 0, 0;\n}\n"
+                     : RA_F32(d, 0), RA_F16(d, 32), RA_F4(d, 48), RA_F4(d, 52)
                      : "r"(a), "r"(b), "r"(add), "n"(RA_DESC_HIGH));
     }
 };

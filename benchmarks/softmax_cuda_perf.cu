@@ -1,5 +1,5 @@
 /*
- * softmax_cuda_perf [check|time|all] [--variant N]
+ * softmax_cuda_perf check|soak|time|packed|ring (usage() has the arguments)
  *
  * check: the Hopper softmax kernel against a double-precision oracle over a list of masks and
  * shapes, outputs and states poisoned, keys folded in one call and in several; repeats and split
@@ -593,28 +593,22 @@ struct bench_t {
     int variant = 0;
 };
 
-} // namespace
+const int HEADS = 32, KV_HEADS = 8; /* of every timing below */
 
-extern "C" {
-
-/** A causal (or full) forward over @a tokens of every head, q, k, v as [tokens, heads, head_dim].
- */
-void *softmax_bench_open(int64_t tokens, int heads, int kv_heads, int head_dim, int is_causal,
-                         int variant)
+/* A tile list for @a c, on the device; rows are heads x head_dim apart. */
+bench_t *open_bench(const case_t &c, int heads, int kv_heads, int variant)
 {
-    case_t c = causal(tokens, head_dim);
-    if (!is_causal)
-        c = full(tokens, tokens, head_dim);
     bench_t *bench = new bench_t;
     ra_softmax_block_t &block = bench->block;
-    block.rows = block.keys = tokens;
+    block.rows = c.rows;
+    block.keys = c.keys;
     block.heads = heads;
     block.kv_heads = kv_heads;
-    block.head_dim = head_dim;
-    block.scale = 1.0f / sqrtf((float)head_dim);
+    block.head_dim = c.head_dim;
+    block.scale = 1.0f / sqrtf((float)c.head_dim);
     block.dtype = RA_BF16;
-    block.q_stride = (int64_t)heads * head_dim;
-    block.k_stride = block.v_stride = (int64_t)kv_heads * head_dim;
+    block.q_stride = (int64_t)heads * c.head_dim;
+    block.k_stride = block.v_stride = (int64_t)kv_heads * c.head_dim;
     block.mask.row_lo = c.row_lo.data();
     block.mask.row_hi = c.row_hi.data();
     block.mask.key_pos = c.key_pos.data();
@@ -622,7 +616,7 @@ void *softmax_bench_open(int64_t tokens, int heads, int kv_heads, int head_dim, 
     block.group_count = (int64_t)c.groups.size();
     block.spans = c.spans.data();
     int32_t bm, bn;
-    if (ra_softmax_sm90_tile(head_dim, variant, &bm, &bn) != RA_OK ||
+    if (ra_softmax_sm90_tile(c.head_dim, variant, &bm, &bn) != RA_OK ||
         ra_softmax_tiles_create(&block, bm, bn, 1, &bench->tiles) != RA_OK) {
         delete bench;
         return nullptr;
@@ -633,6 +627,19 @@ void *softmax_bench_open(int64_t tokens, int heads, int kv_heads, int head_dim, 
                     cudaMemcpyHostToDevice));
     bench->variant = variant;
     return bench;
+}
+
+} // namespace
+
+extern "C" {
+
+/** A causal (or full) forward over @a tokens of every head, q, k, v as [tokens, heads, head_dim].
+ */
+void *softmax_bench_open(int64_t tokens, int heads, int kv_heads, int head_dim, int is_causal,
+                         int variant)
+{
+    return open_bench(is_causal ? causal(tokens, head_dim) : full(tokens, tokens, head_dim), heads,
+                      kv_heads, variant);
 }
 
 int softmax_bench_launch(void *handle, const void *q, const void *k, const void *v, void *out,
@@ -666,69 +673,253 @@ void softmax_bench_close(void *handle)
 namespace
 {
 
-void time_one(int64_t tokens, int head_dim, int variant)
-{
-    const int heads = 32, kv_heads = 8, repeats = tokens > 65536 ? 5 : 11;
-    void *bench = softmax_bench_open(tokens, heads, kv_heads, head_dim, 1, variant);
-    if (!bench)
-        return;
-    device_t<__nv_bfloat16> q(tokens * heads * head_dim), k(tokens * kv_heads * head_dim),
-        v(k.count), out(q.count);
-    device_t<float> lse(tokens * heads);
-    fill(q, 11);
-    fill(k, 12);
-    fill(v, 13);
+struct stopwatch_t {
     cudaStream_t stream;
-    CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    CUDA(cudaDeviceSynchronize());
     cudaEvent_t begin, end;
-    CUDA(cudaEventCreate(&begin));
-    CUDA(cudaEventCreate(&end));
-    std::vector<float> ms;
-    for (int i = 0; i < repeats + 2; i++) {
+    stopwatch_t()
+    {
+        CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+        CUDA(cudaEventCreate(&begin));
+        CUDA(cudaEventCreate(&end));
+        CUDA(cudaDeviceSynchronize());
+    }
+    template <class F> float ms(F work)
+    {
         float t;
         CUDA(cudaEventRecord(begin, stream));
-        RA((ra_status_t)softmax_bench_launch(bench, q.data, k.data, v.data, out.data, lse.data,
-                                             stream));
+        work();
         CUDA(cudaEventRecord(end, stream));
         CUDA(cudaEventSynchronize(end));
         CUDA(cudaEventElapsedTime(&t, begin, end));
-        if (i >= 2)
+        return t;
+    }
+};
+
+struct tensors_t {
+    device_t<__nv_bfloat16> q, k, v, out;
+    device_t<float> lse;
+    tensors_t(int64_t rows, int64_t keys, int d)
+        : q(rows * HEADS * d), k(keys * KV_HEADS * d), v(keys * KV_HEADS * d),
+          out(rows * HEADS * d), lse(rows * HEADS)
+    {
+        fill(q, 11);
+        fill(k, 12);
+        fill(v, 13);
+    }
+};
+
+double median(std::vector<float> values)
+{
+    std::sort(values.begin(), values.end());
+    return values[values.size() / 2];
+}
+
+int repeats_of(double flop)
+{
+    return flop > 5e13 ? 5 : flop > 5e12 ? 11 : 31;
+}
+
+/* The named variants in turn, so that they share the clock's and the power limit's moods. */
+void time_variants(int64_t tokens, int d, const std::vector<int> &variants)
+{
+    tensors_t x(tokens, tokens, d);
+    stopwatch_t timer;
+    std::vector<void *> benches;
+    for (int variant : variants)
+        benches.push_back(softmax_bench_open(tokens, HEADS, KV_HEADS, d, 1, variant));
+    const double flop = 2.0 * tokens * tokens * d * HEADS;
+    std::vector<std::vector<float>> ms(variants.size());
+    for (int i = -2; i < repeats_of(flop); i++)
+        for (size_t v = 0; v < variants.size(); v++) {
+            float t = timer.ms([&] {
+                RA((ra_status_t)softmax_bench_launch(benches[v], x.q.data, x.k.data, x.v.data,
+                                                     x.out.data, x.lse.data, timer.stream));
+            });
+            if (i >= 0)
+                ms[v].push_back(t);
+        }
+    for (size_t v = 0; v < variants.size(); v++) {
+        const double t = median(ms[v]);
+        printf(
+            "causal d%-3d tokens %-7lld variant %d %10.3f ms %7.1f TFLOP/s (min %.3f max %.3f)\n",
+            d, (long long)tokens, variants[v], t, flop / t * 1e-9,
+            *std::min_element(ms[v].begin(), ms[v].end()),
+            *std::max_element(ms[v].begin(), ms[v].end()));
+        softmax_bench_close(benches[v]);
+    }
+    fflush(stdout);
+}
+
+/* Documents of log-uniform length in 1k..64k, @a tokens in all. */
+void time_packed(int64_t tokens, int d, int variant)
+{
+    case_t c;
+    c.name = "packed";
+    c.rows = c.keys = tokens;
+    c.head_dim = d;
+    positions(c);
+    std::mt19937 random(2026);
+    double flop = 0.0;
+    for (int64_t begin = 0; begin < tokens;) {
+        const double u = (random() >> 8) * 0x1p-24;
+        const int64_t length = std::min(tokens - begin, (int64_t)(1024.0 * exp2(6.0 * u)));
+        for (int64_t r = begin; r < begin + length; r++) {
+            c.row_lo.push_back(begin);
+            c.row_hi.push_back(r + 1);
+        }
+        c.groups.push_back({begin, length, (int64_t)c.spans.size(), 1});
+        c.spans.push_back({begin, length});
+        flop += 2.0 * length * length * d * HEADS;
+        begin += length;
+    }
+    tensors_t x(tokens, tokens, d);
+    stopwatch_t timer;
+    bench_t *bench = open_bench(c, HEADS, KV_HEADS, variant);
+    std::vector<float> ms;
+    for (int i = -2; i < 7; i++) {
+        float t = timer.ms([&] {
+            RA((ra_status_t)softmax_bench_launch(bench, x.q.data, x.k.data, x.v.data, x.out.data,
+                                                 x.lse.data, timer.stream));
+        });
+        if (i >= 0)
             ms.push_back(t);
     }
-    std::sort(ms.begin(), ms.end());
-    const double flop = 2.0 * tokens * tokens * head_dim * heads;
-    const double t = ms[ms.size() / 2];
-    printf("time d%-3d variant %-2d tokens %-7lld %9.3f ms  %6.1f TFLOP/s  (min %.3f max %.3f)\n",
-           head_dim, variant, (long long)tokens, t, flop / t * 1e-9, ms.front(), ms.back());
+    printf("packed d%-3d tokens %-7lld documents %zu %10.3f ms %7.1f TFLOP/s\n", d,
+           (long long)tokens, c.groups.size(), median(ms), flop / median(ms) * 1e-9);
     fflush(stdout);
     softmax_bench_close(bench);
-    CUDA(cudaStreamDestroy(stream));
+}
+
+/*
+ * What one rank of a zigzag ring of two computes, transfers left out: its own keys, then the
+ * other's, in two calls with the state carried through memory, and in one call.
+ */
+void time_ring(int64_t tokens, int d, int rank, int variant)
+{
+    const int64_t chunk = tokens / 4;
+    const int mine[2] = {rank, 3 - rank}, order[4] = {rank, 3 - rank, 1 - rank, 2 + rank};
+    case_t whole, step[2];
+    for (case_t *c : {&whole, &step[0], &step[1]}) {
+        c->head_dim = d;
+        c->rows = 2 * chunk;
+        for (int piece : mine)
+            for (int64_t i = 0; i < chunk; i++) {
+                c->row_lo.push_back(0);
+                c->row_hi.push_back(piece * chunk + i + 1);
+            }
+        const int first = c == &step[1] ? 2 : 0, pieces = c == &whole ? 4 : 2;
+        for (int piece = first; piece < first + pieces; piece++) {
+            c->spans.push_back({(int64_t)c->key_pos.size(), chunk});
+            for (int64_t i = 0; i < chunk; i++)
+                c->key_pos.push_back(order[piece] * chunk + i);
+        }
+        c->keys = (int64_t)c->key_pos.size();
+        c->groups = {{0, chunk, 0, pieces}, {chunk, chunk, 0, pieces}};
+    }
+    tensors_t x(2 * chunk, 4 * chunk, d);
+    device_t<float> m(2 * chunk * HEADS), l(m.count), o(x.q.count);
+    ra_softmax_state_t state = {m.data, l.data, o.data, (int64_t)HEADS * d};
+    stopwatch_t timer;
+    bench_t *one = open_bench(whole, HEADS, KV_HEADS, variant);
+    bench_t *two[2] = {open_bench(step[0], HEADS, KV_HEADS, variant),
+                       open_bench(step[1], HEADS, KV_HEADS, variant)};
+    std::vector<float> ms_one, ms_two;
+    const double flop = (double)tokens * tokens * d * HEADS;
+    for (int i = -2; i < repeats_of(flop); i++) {
+        float t1 = timer.ms([&] {
+            RA((ra_status_t)softmax_bench_launch(one, x.q.data, x.k.data, x.v.data, x.out.data,
+                                                 x.lse.data, timer.stream));
+        });
+        float t2 = timer.ms([&] {
+            for (int call = 0; call < 2; call++) {
+                bench_t *bench = two[call];
+                const int64_t skip = call * 2 * chunk * KV_HEADS * d;
+                bench->block.q = x.q.data;
+                bench->block.k = x.k.data + skip;
+                bench->block.v = x.v.data + skip;
+                ra_softmax_cuda_call_t launch = {};
+                launch.block = &bench->block;
+                launch.layout = ra_softmax_tiles_layout(bench->tiles);
+                launch.tiles = bench->list;
+                launch.state = &state;
+                launch.fresh = call == 0;
+                if (call == 1) {
+                    launch.out = x.out.data;
+                    launch.out_dtype = RA_BF16;
+                    launch.out_stride = bench->block.q_stride;
+                    launch.lse = x.lse.data;
+                }
+                RA(ra_softmax_sm90_launch(&launch, variant, timer.stream));
+            }
+        });
+        if (i >= 0) {
+            ms_one.push_back(t1);
+            ms_two.push_back(t2);
+        }
+    }
+    printf("ring d%-3d tokens %-7lld rank %d of 2: one call %10.3f ms %7.1f TFLOP/s, carried "
+           "%10.3f ms %7.1f TFLOP/s\n",
+           d, (long long)tokens, rank, median(ms_one), flop / median(ms_one) * 1e-9, median(ms_two),
+           flop / median(ms_two) * 1e-9);
+    fflush(stdout);
+    for (bench_t *bench : {one, two[0], two[1]})
+        softmax_bench_close(bench);
+}
+
+/* The same inputs @a times over: any difference is a race. */
+int soak(int times, int variant)
+{
+    int failed = 0;
+    for (int d : {128, 64}) {
+        case_t c = packed(20000, d, 9, true);
+        inputs_t in(c);
+        const result_t first = run(c, in, 3, 1, variant, false, false);
+        bool equal = true;
+        for (int i = 1; i < times; i++) {
+            const result_t again = run(c, in, 3, 1, variant, false, false);
+            equal = equal && same_bits(again.out, first.out) && same_bits(again.lse, first.lse);
+        }
+        failed += verdict(equal, c, (std::to_string(times) + " repeats are bit-equal").c_str());
+    }
+    return failed;
+}
+
+int usage()
+{
+    fprintf(stderr, "usage: softmax_cuda_perf check [VARIANT128 [VARIANT64]] | soak [TIMES] |\n"
+                    "       time [HEAD_DIM TOKENS VARIANT...] | packed | ring\n");
+    return 2;
 }
 
 } // namespace
 
 int main(int argc, char **argv)
 {
-    const std::string what = argc > 1 ? argv[1] : "all";
-    const int variant128 = argc > 2 ? atoi(argv[2]) : 0, variant64 = argc > 3 ? atoi(argv[3]) : 0;
-    int failed = 0;
-    if (what == "check" || what == "all")
-        failed = check(variant128, variant64);
-    if (what == "time" || what == "all") {
+    const std::string what = argc > 1 ? argv[1] : "";
+    auto number = [&](int i, int otherwise) { return argc > i ? atoi(argv[i]) : otherwise; };
+    if (what == "check")
+        return check(number(2, 0), number(3, 0));
+    if (what == "soak")
+        return soak(number(2, 100), 0) ? 1 : 0;
+    if (what == "time" && argc > 4) {
+        std::vector<int> variants;
+        for (int i = 4; i < argc; i++)
+            variants.push_back(atoi(argv[i]));
+        time_variants(number(3, 0), number(2, 0), variants);
+    } else if (what == "time") {
         for (int64_t tokens : {8192, 16384, 32768, 65536, 131072})
-            if (variant128 >= 0)
-                time_one(tokens, 128, variant128);
+            time_variants(tokens, 128, {0});
         for (int64_t tokens : {16384, 65536})
-            if (variant64 >= 0)
-                time_one(tokens, 64, variant64);
+            time_variants(tokens, 64, {0});
+    } else if (what == "packed") {
+        for (int d : {128, 64})
+            time_packed(524288, d, 0);
+    } else if (what == "ring") {
+        for (int64_t tokens : {16384, 32768, 65536, 131072})
+            for (int rank : {0, 1})
+                time_ring(tokens, 128, rank, 0);
+    } else {
+        return usage();
     }
-    if (what == "sweep") { /* one size, the variants named after it */
-        for (int i = 2; i + 1 < argc; i += 2) {
-            const int d = atoi(argv[i]), variant = atoi(argv[i + 1]);
-            time_one(16384, d, variant);
-            time_one(65536, d, variant);
-        }
-    }
-    return failed;
+    return 0;
 }
