@@ -5,6 +5,7 @@
 #ifndef RA_TESTS_CLI_CLI_SUPPORT_H
 #define RA_TESTS_CLI_CLI_SUPPORT_H
 
+#include "base/status.h"
 #include "tests/test_support.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -20,13 +21,16 @@
 
 /** The folder of the running test; made by test_folder_make(), the test's setup function. */
 static char test_folder[256];
-static char test_root[256]; /* the source root, where tests start */
+
+enum { TEST_PATHS_MAX = 8192 };
+static char *test_path_kept[TEST_PATHS_MAX];
+static int test_paths;
 
 static inline int test_folder_make(void **state)
 {
     (void)state;
     strcpy(test_folder, "/tmp/ra_cli_XXXXXX");
-    return mkdtemp(test_folder) != NULL && getcwd(test_root, sizeof(test_root)) != NULL ? 0 : -1;
+    return mkdtemp(test_folder) != NULL ? 0 : -1;
 }
 
 static inline int test_remove_entry(const char *path, const struct stat *info, int kind,
@@ -39,17 +43,25 @@ static inline int test_remove_entry(const char *path, const struct stat *info, i
 static inline int test_folder_remove(void **state)
 {
     (void)state;
+    while (test_paths > 0) {
+        free(test_path_kept[--test_paths]);
+    }
     return nftw(test_folder, test_remove_entry, 8, FTW_DEPTH | FTW_PHYS);
 }
 
-/** "<folder>/<name>" in a rotating set of buffers. */
+/** "<folder>/<name>"; lives until the folder is removed. */
 static inline const char *test_path(const char *name)
 {
-    static char path[8][1024];
-    static int next;
-    next = (next + 1) % 8;
-    snprintf(path[next], sizeof(path[next]), "%.255s/%.500s", test_folder, name);
-    return path[next];
+    char path[1024];
+    snprintf(path, sizeof(path), "%.255s/%.500s", test_folder, name);
+    for (int i = 0; i < test_paths; i++) {
+        if (strcmp(test_path_kept[i], path) == 0) {
+            return test_path_kept[i];
+        }
+    }
+    assert_true(test_paths < TEST_PATHS_MAX);
+    test_path_kept[test_paths] = strdup(path);
+    return test_path_kept[test_paths++];
 }
 
 static inline const char *test_write(const char *name, const void *bytes, size_t count)
