@@ -143,11 +143,13 @@ static void luke_matches_the_reference_on_1_and_4_ranks(void **state)
     check_document("Luke", "kjv-Luke.");
 }
 
-static void reproducible_luke_has_the_same_bits_on_any_rank_count(void **state)
+/* The first chapters: causality makes them a document of their own, and five runs stay short. */
+static void reproducible_bits_are_the_same_on_any_rank_count(void **state)
 {
     (void)state;
     static const int ranks[] = {2, 3, 4, 8};
     golden_t golden = golden_open(held, "kjv-Luke.");
+    golden.count = 10000;
     size_t bytes = (size_t)(golden.count - 1) * sizeof(float);
     float *want = score(&golden, 1, true, false, NULL);
 
@@ -165,7 +167,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(genesis_matches_the_reference_on_1_and_4_ranks),
         cmocka_unit_test(luke_matches_the_reference_on_1_and_4_ranks),
-        cmocka_unit_test(reproducible_luke_has_the_same_bits_on_any_rank_count),
+        cmocka_unit_test(reproducible_bits_are_the_same_on_any_rank_count),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
