@@ -9,15 +9,13 @@ struct ra_comm {
     double timeout_s;
 };
 
-static const double default_timeout_s = 300.0;
-
 ra_status_t ra_comm_create(ra_transport_t *end, ra_comm_t **comm_p)
 {
     ra_comm_t *comm = calloc(1, sizeof(*comm));
     if (comm == NULL) {
         return ra_fail(RA_ERR_NOMEM, "comm", "cannot allocate a communicator");
     }
-    *comm = (ra_comm_t){.end = end, .timeout_s = default_timeout_s};
+    *comm = (ra_comm_t){.end = end, .timeout_s = end->ops->patience_s};
     *comm_p = comm;
     return RA_OK;
 }

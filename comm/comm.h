@@ -54,7 +54,8 @@ int ra_comm_size(const ra_comm_t *comm);
 const char *ra_comm_transport(const ra_comm_t *comm);
 /** True when RA_BORROW needs no landing buffer. */
 bool ra_comm_lends(const ra_comm_t *comm);
-/** Seconds any single wait of the plan layers may take (default 300); set before use. */
+/** Seconds any single wait of the plan layers may take; set before use. The default is the
+ * transport's: a day where ranks are threads, which cannot vanish unnoticed. */
 void ra_comm_set_timeout(ra_comm_t *comm, double seconds);
 /** Deadline from now for one wait, from ra_comm_set_timeout(). */
 int64_t ra_comm_deadline(const ra_comm_t *comm);

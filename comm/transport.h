@@ -29,6 +29,8 @@ struct ra_request {
 struct ra_transport_ops {
     const char *name, *doc;
     bool lends; /**< RA_BORROW needs no landing buffer */
+    /** Default seconds of one wait: how long a healthy peer may compute before it answers. */
+    double patience_s;
 
     /** Open all @a size ends of a world of threads. On error none is open. */
     ra_status_t (*open)(int size, ra_transport_t **ends_p);

@@ -15,7 +15,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAILBOX_BUCKETS = 64, FAILURE_BYTES = 192 };
+enum {
+    MAILBOX_BUCKETS = 64,
+    FAILURE_BYTES = 192,
+    A_DAY_S = 86400 /* a thread cannot vanish, and a block of a million keys takes its time */
+};
 
 typedef enum op_state {
     OP_QUEUED,  /* in a mailbox, no partner yet */
@@ -513,6 +517,7 @@ const ra_transport_ops_t ra_transport_local = {
     .name = "local",
     .doc = "ranks are threads of this process; blocks are handed over without copying",
     .lends = true,
+    .patience_s = A_DAY_S,
     .open = local_open,
     LOCAL_SLOTS};
 
@@ -520,5 +525,6 @@ const ra_transport_ops_t ra_transport_local_copy = {
     .name = "local-copy",
     .doc = "as local, but every block is copied, as transports between processes must",
     .lends = false,
+    .patience_s = A_DAY_S,
     .open = local_copy_open,
     LOCAL_SLOTS};

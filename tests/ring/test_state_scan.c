@@ -22,6 +22,7 @@ typedef struct scan_case {
     const struct scan_result *before;
     const char *transport; /* NULL: "local" */
     int layers;            /* runs of the plan, all the same; 0 means 1 */
+    ra_pool_t *pool;       /* threads shared by the ranks; NULL: none */
 } scan_case_t;
 
 typedef struct scan_result {
@@ -138,8 +139,8 @@ static ra_status_t rank_body(ra_comm_t *comm, void *arg)
 {
     ra_device_t *device = NULL;
     ra_stream_t *stream = NULL;
-    ra_comm_set_timeout(comm, 60);
-    RA_TRY(ra_device_open("cpu", 0, NULL, &device));
+    const scan_result_t *result = arg;
+    RA_TRY(ra_device_open("cpu", 0, result->c->pool, &device));
     RA_TRY(ra_stream_create(device, &stream));
     ra_status_t status = run_rank(comm, stream, arg);
     ra_stream_destroy(stream);
@@ -396,6 +397,26 @@ static void bits_never_depend_on_neighbours(void **state)
     }
 }
 
+static void ranks_that_share_a_pool_get_the_same_bits(void **state)
+{
+    (void)state;
+    ra_pool_t *pool = NULL;
+    assert_int_equal(ra_pool_create(3, &pool), RA_OK);
+    for (int reproducible = 0; reproducible < 2; reproducible++) {
+        scan_case_t c = {.pack = packs[3], .ranks = 4, .reproducible = reproducible, .layers = 2};
+        scan_result_t want = run_case(&c);
+        scan_case_t shared = c;
+        shared.pool = pool;
+        scan_result_t got = run_case(&shared);
+        for (int64_t d = 0; d < c.pack.count; d++) {
+            check_same_bits(&got, d, &want);
+        }
+        free_result(&want);
+        free_result(&got);
+    }
+    ra_pool_destroy(pool);
+}
+
 static void whole_documents_exchange_nothing(void **state)
 {
     (void)state;
@@ -471,6 +492,7 @@ int main(void)
         cmocka_unit_test(reproducible_bits_do_not_depend_on_ranks_or_neighbours),
         cmocka_unit_test(a_continued_document_has_the_bits_of_one_go),
         cmocka_unit_test(bits_never_depend_on_neighbours),
+        cmocka_unit_test(ranks_that_share_a_pool_get_the_same_bits),
         cmocka_unit_test(whole_documents_exchange_nothing),
         cmocka_unit_test(a_missing_rank_ends_the_scan_on_all_others),
         cmocka_unit_test(plans_that_cannot_work_are_refused),
