@@ -214,6 +214,38 @@ static void a_prefix_shorter_than_a_tile_is_all_tail(void **state)
     ra_kv_reader_close(reader);
 }
 
+static void a_prefix_of_whole_tiles_keeps_the_next_token_distribution(void **state)
+{
+    static const ra_kv_range_t range = {0, CACHED};
+    fixture_t *f = *state;
+    ra_kv_params_t params = params_of(f, &range, 1);
+    ra_kv_writer_t *writer = NULL;
+    ra_kv_reader_t *reader = NULL;
+    float next[512];
+    uint64_t seed = 4;
+    test_fill(next, 512, &seed, -20, 0);
+    params.token_count = CACHED;
+    accepted(ra_kv_writer_create(f->cache, &params, &writer));
+    accepted(ra_kv_writer_put(writer, 4, 0, CACHED, f->k, f->v));
+    for (int64_t l = 0; l < 4; l++) {
+        accepted(ra_kv_writer_put_state(writer, l, f->states[l]));
+    }
+    REFUSED(ra_kv_writer_commit(writer), RA_ERR_INVALID, "next.safetensors", "0 of 2048");
+    ra_kv_writer_destroy(writer);
+
+    accepted(ra_kv_writer_create(f->cache, &params, &writer));
+    accepted(ra_kv_writer_put(writer, 4, 0, CACHED, f->k, f->v));
+    for (int64_t l = 0; l < 4; l++) {
+        accepted(ra_kv_writer_put_state(writer, l, f->states[l]));
+    }
+    accepted(ra_kv_writer_put_next(writer, next));
+    accepted(ra_kv_writer_commit(writer));
+    ra_kv_writer_destroy(writer);
+    accepted(open_cache(f, &reader));
+    assert_memory_equal(ra_kv_reader_next(reader), next, sizeof(next));
+    ra_kv_reader_close(reader);
+}
+
 static void an_unfinished_cache_cannot_be_opened(void **state)
 {
     fixture_t *f = *state;
@@ -389,6 +421,7 @@ int main(void)
         KV_TEST(bf16_keys_are_rounded_and_states_are_not),
         KV_TEST(ranks_may_write_at_once),
         KV_TEST(a_prefix_shorter_than_a_tile_is_all_tail),
+        KV_TEST(a_prefix_of_whole_tiles_keeps_the_next_token_distribution),
         KV_TEST(an_unfinished_cache_cannot_be_opened),
         KV_TEST(a_cache_is_not_overwritten),
         KV_TEST(ranges_must_cover_the_tokens),
