@@ -7,7 +7,7 @@
 #include <string.h>
 
 /* First fitting row is "auto". */
-static const ra_gemm_kernel_t *const gemm_table[] = {&ra_gemm_openblas, &ra_gemm_packed};
+static const ra_gemm_kernel_t *const gemm_table[] = {&ra_gemm_packed, &ra_gemm_openblas};
 
 ra_status_t ra_gemm_select(const char *name, bool row_invariant, const ra_gemm_kernel_t **kernel_p)
 {

@@ -187,6 +187,8 @@ static void packed_rows_keep_their_bits_in_any_company(void **state)
     ra_cpu_isa_t best = ra_cpu_isa();
     assert_int_equal(ra_gemm_select("auto", true, &kernel), RA_OK);
     assert_string_equal(ra_gemm_kernel_name(kernel), "packed");
+    assert_int_equal(ra_gemm_select("auto", false, &kernel), RA_OK);
+    assert_string_equal(ra_gemm_kernel_name(kernel), "packed");
     engine_t one = engine_make(1), three = engine_make(3);
     for (int isa = 0; isa <= (int)best; isa++) {
         assert_int_equal(ra_cpu_isa_force((ra_cpu_isa_t)isa), 0);
