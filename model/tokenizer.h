@@ -21,8 +21,9 @@
  * approximated; so is an unk_token or byte_fallback that could apply (some byte has no token), any
  * dropout, continuing_subword_prefix or end_of_word_suffix.
  *
- * Unicode data: general categories by PCRE2, normalization by utf8proc (14.0 with the versions of
- * Debian 12); code points assigned later count as unassigned.
+ * Unicode data: categories by PCRE2, normalization by utf8proc (both Unicode 14 in Debian 12). Code
+ * points assigned later count as unassigned, while `tokenizers` 0.23 splits by Unicode 16; and its
+ * tables for NFD, NFKC, NFKD and NFC are older, those of about Unicode 12.
  *
  * Costs: O(n log n) whatever the text, but for patterns that are themselves super-linear; those end
  * in RA_ERR_INPUT at a match limit that grows with the text. Peak memory of encode is about 40

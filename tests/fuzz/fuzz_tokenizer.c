@@ -10,23 +10,25 @@
 #include <cjson/cJSON.h>
 #include <stdio.h>
 
-/* GPT-2's letters of all 256 bytes, then what merges of "ab" and spaces give. */
-static void add_bytes(cJSON *vocab)
+/* GPT-2's letters of the bytes of @a text (NULL: all 256), then what some merges give. */
+static void add_bytes(cJSON *vocab, const char *text)
 {
-    int id = 0, next = 0x100;
-    for (int byte = 0; byte < 256; byte++, id++) {
+    int next = 0x100;
+    for (int byte = 0; byte < 256; byte++) {
         int plain = (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte != 0xad);
         int letter = plain ? byte : next++;
-        char text[3] = {(char)letter, '\0', '\0'};
+        char key[3] = {(char)letter, '\0', '\0'};
         if (letter >= 0x80) {
-            text[0] = (char)(0xc0 | letter >> 6);
-            text[1] = (char)(0x80 | (letter & 0x3f));
+            key[0] = (char)(0xc0 | letter >> 6);
+            key[1] = (char)(0x80 | (letter & 0x3f));
         }
-        cJSON_AddNumberToObject(vocab, text, id);
+        if (text == NULL || (byte != 0 && strchr(text, byte) != NULL)) {
+            cJSON_AddNumberToObject(vocab, key, byte);
+        }
     }
-    cJSON_AddNumberToObject(vocab, "ab", id++);
-    cJSON_AddNumberToObject(vocab, "abab", id++);
-    cJSON_AddNumberToObject(vocab, "\xc4\xa0\xc4\xa0", id);
+    cJSON_AddNumberToObject(vocab, "ab", 256);
+    cJSON_AddNumberToObject(vocab, "abab", 257);
+    cJSON_AddNumberToObject(vocab, "\xc4\xa0\xc4\xa0", 258);
 }
 
 static const char pipeline[] =
@@ -43,7 +45,8 @@ static const char every_added_token[] =
     "{\"id\":304,\"content\":\"  \",\"lstrip\":true,\"rstrip\":true,\"normalized\":true}]";
 
 static ra_tokenizer_t *open_small(const char *added, const char *normalizer, const char *behavior,
-                                  const char *prefix, const char *pattern, ra_status_t *status)
+                                  const char *prefix, const char *pattern, const char *letters,
+                                  ra_status_t *status)
 {
     char text[4096];
     ra_tokenizer_t *tokenizer = NULL;
@@ -53,7 +56,7 @@ static ra_tokenizer_t *open_small(const char *added, const char *normalizer, con
     cJSON *split = cJSON_GetArrayItem(cJSON_GetObjectItem(pre, "pretokenizers"), 0);
     cJSON_ReplaceItemInObject(cJSON_GetObjectItem(split, "pattern"), "Regex",
                               cJSON_CreateString(pattern));
-    add_bytes(cJSON_AddObjectToObject(cJSON_GetObjectItem(root, "model"), "vocab"));
+    add_bytes(cJSON_AddObjectToObject(cJSON_GetObjectItem(root, "model"), "vocab"), letters);
     char *json = cJSON_PrintUnformatted(root);
     cJSON_Delete(root);
     *status = ra_tokenizer_open_memory("small.json", json, (int64_t)strlen(json), &tokenizer);
@@ -101,7 +104,8 @@ static void try_pattern(const uint8_t *data, size_t size)
     char pattern[1024] = "";
     ra_status_t status;
     memcpy(pattern, data, size < sizeof(pattern) ? size : sizeof(pattern) - 1);
-    ra_tokenizer_t *tokenizer = open_small("[]", "null", "Isolated", "false", pattern, &status);
+    ra_tokenizer_t *tokenizer =
+        open_small("[]", "null", "Isolated", "false", pattern, text, &status);
     fuzz_check_refusal(status);
     if (status == RA_OK) {
         try_text(tokenizer, text, sizeof(text) - 1, 1);
@@ -118,11 +122,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (plain == NULL) {
         ra_status_t status;
         plain = open_small("[{\"id\":300,\"content\":\"<s>\",\"special\":true}]", "null",
-                           "Isolated", "false", words, &status);
+                           "Isolated", "false", words, NULL, &status);
         rich = open_small(every_added_token,
                           "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFKD\"},"
                           "{\"type\":\"Lowercase\"},{\"type\":\"NFC\"}]}",
-                          "MergedWithNext", "true", words, &status);
+                          "MergedWithNext", "true", words, NULL, &status);
         if (plain == NULL || rich == NULL) {
             abort();
         }
