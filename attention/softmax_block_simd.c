@@ -79,10 +79,11 @@ static void load_rows(work_t *work)
         int64_t head = work->task->kv_head * work->stacked + i % work->stacked;
         const float *q = (const float *)block->q + row * block->q_stride + head * work->dim;
         const float *o = work->state->o + row * work->state->o_stride + head * work->dim;
-        for (int64_t d = 0; d < work->padded; d++) {
-            bool inside = d < work->dim;
-            work->q[i * work->padded + d] = inside ? q[d] * block->scale : 0.0f;
-            work->o[i * work->padded + d] = inside ? o[d] : 0.0f;
+        for (int64_t d = 0; d < work->padded; d += WIDTH) {
+            int n = (int)ra_min_i64(WIDTH, work->dim - d);
+            vf scaled = vf_mul(vf_load_n(q + d, n), vf_set1(block->scale));
+            vf_store(work->q + i * work->padded + d, scaled);
+            vf_store(work->o + i * work->padded + d, vf_load_n(o + d, n));
         }
         work->m[i] = work->state->m[head * block->rows + row];
         work->l[i] = work->state->l[head * block->rows + row];
@@ -234,8 +235,8 @@ static void mask_scores(const work_t *work, int64_t row, seen_t seen, seen_t hul
     }
 }
 
-/* m, l and O of one row, and p in place of its scores in the vectors of the hull. */
-RA_INLINE void update_row(work_t *work, int64_t row, seen_t hull, float *s)
+/* The new maximum of one row; where it changed, l and O are rescaled to it. */
+RA_INLINE void raise_maximum(work_t *work, int64_t row, seen_t hull, const float *s)
 {
     int64_t begin = hull.first / WIDTH * WIDTH;
     vf top = vf_load(s + begin);
@@ -243,10 +244,8 @@ RA_INLINE void update_row(work_t *work, int64_t row, seen_t hull, float *s)
         top = vf_max(top, vf_load(s + j));
     }
     float old = work->m[row], highest = vf_hmax(top);
-    float m = highest > old ? highest : old;
-    if (m != old) {
-        /* Unchanged maxima would scale by exactly 1. */
-        vf factor = vf_exp_below_88(vf_set1(old - m));
+    if (highest > old) {
+        vf factor = vf_exp_below_88(vf_set1(old - highest));
         float *o = work->o + row * work->padded;
         for (int64_t d = 0; d < work->padded; d += WIDTH) {
             vf_store(o + d, vf_mul(vf_load(o + d), factor));
@@ -254,10 +253,16 @@ RA_INLINE void update_row(work_t *work, int64_t row, seen_t hull, float *s)
         float lanes[WIDTH];
         vf_store(lanes, factor);
         work->l[row] *= lanes[0];
-        work->m[row] = m;
+        work->m[row] = highest;
     }
+}
+
+/* p in place of one row's scores, and their sum into l. */
+RA_INLINE void exponentiate(work_t *work, int64_t row, seen_t hull, float *s)
+{
+    float m = work->m[row];
     vf shift = vf_set1(m == -INFINITY ? 0.0f : m), sum = vf_zero();
-    for (int64_t j = begin; j < hull.end; j += WIDTH) {
+    for (int64_t j = hull.first / WIDTH * WIDTH; j < hull.end; j += WIDTH) {
         vf p = vf_exp_below_88(vf_sub(vf_load(s + j), shift));
         vf_store(s + j, p);
         sum = vf_add(sum, p);
@@ -299,8 +304,12 @@ static void fold_rows(work_t *work, int64_t row, int64_t rows)
             mask_scores(work, row + i, work->seen[i], hull, work->scores + i * KEY_TILE);
         }
     }
+    /* Two loops: exponentials of one row do not wait for the maximum of the next. */
     for (int64_t i = 0; i < rows; i++) {
-        update_row(work, row + i, hull, work->scores + i * KEY_TILE);
+        raise_maximum(work, row + i, hull, work->scores + i * KEY_TILE);
+    }
+    for (int64_t i = 0; i < rows; i++) {
+        exponentiate(work, row + i, hull, work->scores + i * KEY_TILE);
     }
     if (work->values_finite || !work->masked) {
         multiply_values(work, row, 0, rows, hull);
