@@ -35,6 +35,12 @@ extern "C" {
 
 struct CUstream_st;
 
+/**
+ * A row's reference m is raised only when a score passes it by more than this (natural units), so
+ * that O is rescaled seldom; probabilities stay below e^8 and every sum far inside fp32.
+ */
+#define RA_SOFTMAX_SLACK 8.0f
+
 typedef struct ra_softmax_cuda_call {
     const ra_softmax_block_t *block; /**< device q, k, v (16-byte aligned rows); mask unused */
     const ra_softmax_tiles_layout_t *layout;
@@ -52,19 +58,16 @@ typedef struct ra_softmax_cuda_call {
 
 /**
  * Tile sizes of the kernel for @a head_dim on the current device.
- * @param variant  0; other values are further rows of the kernel table, for measuring.
  * @retval RA_ERR_UNSUPPORTED  not compute capability 9.0, or head_dim is neither 64 nor 128.
  */
-ra_status_t ra_softmax_sm90_tile(int32_t head_dim, int variant, int32_t *tile_rows_p,
-                                 int32_t *tile_keys_p);
+ra_status_t ra_softmax_sm90_tile(int32_t head_dim, int32_t *tile_rows_p, int32_t *tile_keys_p);
 
 /**
  * Queue one call on @a stream of the current device.
  * @retval RA_ERR_UNSUPPORTED  shapes or alignments the kernel lacks; the message names them.
  * @retval RA_ERR_DEVICE       The launch failed.
  */
-ra_status_t ra_softmax_sm90_launch(const ra_softmax_cuda_call_t *call, int variant,
-                                   struct CUstream_st *stream);
+ra_status_t ra_softmax_sm90_launch(const ra_softmax_cuda_call_t *call, struct CUstream_st *stream);
 
 #ifdef __cplusplus
 }

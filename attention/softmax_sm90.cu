@@ -11,117 +11,16 @@
 extern "C" { /* C headers without a C++ guard of their own */
 #include "base/status.h"
 }
-#include "attention/softmax_cuda.h"
-#include "base/sm90_ptx.cuh"
-#include <cuda_bf16.h>
+#include "attention/softmax_sm90_rows.cuh"
 #include <cuda_runtime.h>
 #include <cudaTypedefs.h>
+
+using namespace ra_sm90;
 
 namespace
 {
 
 const char subsystem[] = "attention";
-constexpr float LOG2E = 1.44269504088896340736f;
-
-struct params_t {
-    ra_softmax_tiles_head_t *head;
-    const ra_softmax_tile_t *tiles;
-    const ra_softmax_segment_t *segments;
-    const int2 *row_interval;
-    const int32_t *key_pos;
-    float *m, *l, *o;
-    void *out;
-    float *lse;
-    int64_t rows, o_stride, out_stride;
-    float scale;
-    int32_t tile_count, heads, group, section, head_dim; /* heads per kv head; per L2 section */
-    int32_t fresh, out_is_f32;
-    const uint32_t *ready;
-    uint32_t epoch;
-    int32_t gate_keys;
-};
-
-/* One key tile as consumers see it. */
-struct step_t {
-    int32_t key_begin, keys, flags, pos_shift;
-};
-
-/* One unit of work; steps < 0 ends the kernel. */
-struct job_t {
-    int32_t row_begin, row_count, head, steps;
-};
-
-template <int D_, int BN_, int WG_, int STAGES_, int QSTAGES_, bool TURNS_, int SLACK_,
-          int POLY_ = 0>
-struct config_t {
-    static constexpr int D = D_, BN = BN_, WG = WG_, BM = 64 * WG_, STAGES = STAGES_,
-                         QSTAGES = QSTAGES_, SLACK = SLACK_, POLY = POLY_;
-    static constexpr bool TURNS = TURNS_;
-    static constexpr int THREADS = 128 * (WG + 1);
-    static constexpr int PRODUCER_REGS = WG == 2 ? 24 : 32, CONSUMER_REGS = WG == 2 ? 240 : 160;
-    static constexpr int Q_BYTES = 64 * D * 2, KV_BYTES = BN * D * 2, BOX = BN * 128;
-};
-
-template <class C> struct __align__(16) control_t
-{
-    uint64_t q_full[C::QSTAGES][C::WG], q_empty[C::QSTAGES][C::WG];
-    uint64_t k_full[C::STAGES], k_empty[C::STAGES], v_full[C::STAGES], v_empty[C::STAGES];
-    uint64_t job_full[2], job_empty[2];
-    step_t step[C::STAGES];
-    job_t job[2];
-};
-
-template <class C> constexpr int shared_bytes()
-{
-    return C::WG * C::QSTAGES * C::Q_BYTES + 2 * C::STAGES * C::KV_BYTES +
-           (int)sizeof(control_t<C>);
-}
-
-/* A position in a ring of N slots and the parity of its current lap. */
-template <int N> struct slot_t {
-    int index = 0;
-    uint32_t lap = 0;
-    __device__ __forceinline__ void next()
-    {
-        if (++index == N) {
-            index = 0;
-            lap ^= 1;
-        }
-    }
-};
-
-template <class C> struct shared_t {
-    unsigned char *q, *k, *v;
-    control_t<C> *control;
-    __device__ __forceinline__ explicit shared_t(unsigned char *base)
-    {
-        q = base;
-        k = q + C::WG * C::QSTAGES * C::Q_BYTES;
-        v = k + C::STAGES * C::KV_BYTES;
-        control = reinterpret_cast<control_t<C> *>(v + C::STAGES * C::KV_BYTES);
-    }
-};
-
-template <class C> __device__ __forceinline__ void init_barriers(control_t<C> *control)
-{
-    constexpr int warps = 4 * C::WG;
-    for (int s = 0; s < C::QSTAGES; s++)
-        for (int w = 0; w < C::WG; w++) {
-            ra_mbar_init(ra_smem_addr(&control->q_full[s][w]), 1);
-            ra_mbar_init(ra_smem_addr(&control->q_empty[s][w]), 4);
-        }
-    for (int s = 0; s < C::STAGES; s++) {
-        ra_mbar_init(ra_smem_addr(&control->k_full[s]), 1);
-        ra_mbar_init(ra_smem_addr(&control->v_full[s]), 1);
-        ra_mbar_init(ra_smem_addr(&control->k_empty[s]), warps);
-        ra_mbar_init(ra_smem_addr(&control->v_empty[s]), warps);
-    }
-    for (int s = 0; s < 2; s++) {
-        ra_mbar_init(ra_smem_addr(&control->job_full[s]), 1);
-        ra_mbar_init(ra_smem_addr(&control->job_empty[s]), warps);
-    }
-    ra_mbar_init_fence();
-}
 
 /*
  * Unit u of the launch: heads are cut into sections whose keys and values fit the L2 together;
@@ -166,12 +65,16 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *q_
     slot_t<C::QSTAGES> q_slot;
     slot_t<2> job_slot;
     uint32_t unit = blockIdx.x, open = 0;
-    auto load_v = [&](int key, int kv_head) {
-        uint32_t full = ra_smem_addr(&control->v_full[v_slot.index]);
-        ra_mbar_wait(ra_smem_addr(&control->v_empty[v_slot.index]), v_slot.lap ^ 1);
+    auto load = [&](const CUtensorMap *map, unsigned char *tile, uint64_t *full_bar, int key,
+                    int kv_head) {
+        const uint32_t full = ra_smem_addr(full_bar);
         ra_mbar_arrive_expect(full, C::KV_BYTES);
-        ra_tma_load_4d(ra_smem_addr(shared.v + v_slot.index * C::KV_BYTES), v_map, full, 0, key,
-                       kv_head, 0, ra_l2_evict_last());
+        ra_tma_load_4d(ra_smem_addr(tile), map, full, 0, key, kv_head, 0, ra_l2_evict_last());
+    };
+    auto load_v = [&](int key, int kv_head) {
+        ra_mbar_wait(ra_smem_addr(&control->v_empty[v_slot.index]), v_slot.lap ^ 1);
+        load(v_map, shared.v + v_slot.index * C::KV_BYTES, &control->v_full[v_slot.index], key,
+             kv_head);
         v_slot.next();
     };
     for (;;) {
@@ -197,18 +100,16 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *q_
 #pragma unroll 1
             for (int t = 0; t < s.z; t++, done++) {
                 const int key = s.x - t * C::BN;
-                uint32_t full = ra_smem_addr(&control->k_full[k_slot.index]);
-                ra_mbar_wait(ra_smem_addr(&control->k_empty[k_slot.index]), k_slot.lap ^ 1);
                 if (p.ready)
                     open =
                         wait_gates(p.ready, p.epoch, p.gate_keys, key, min(key + C::BN, s.y), open);
                 int flags = s.w & RA_TILE_MASK;
                 if (t == s.z - 1)
                     flags |= s.w & RA_TILE_SPAN_END;
+                ra_mbar_wait(ra_smem_addr(&control->k_empty[k_slot.index]), k_slot.lap ^ 1);
                 control->step[k_slot.index] = step_t{key, min(C::BN, s.y - key), flags, shift};
-                ra_mbar_arrive_expect(full, C::KV_BYTES);
-                ra_tma_load_4d(ra_smem_addr(shared.k + k_slot.index * C::KV_BYTES), k_map, full, 0,
-                               key, kv_head, 0, ra_l2_evict_last());
+                load(k_map, shared.k + k_slot.index * C::KV_BYTES, &control->k_full[k_slot.index],
+                     key, kv_head);
                 k_slot.next();
                 if (done == 0) {
 #pragma unroll 1
@@ -240,155 +141,10 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *q_
     }
 }
 
-/* Visible columns [begin, end) of a key tile for a row with positions [lo, hi). */
-__device__ __forceinline__ int2 columns_of(const params_t &p, const step_t &step, int2 interval)
+__device__ __forceinline__ void release(uint64_t *bar)
 {
-    int2 columns;
-    if ((step.flags & RA_TILE_MASK) == RA_TILE_SHIFT) {
-        const int first = step.key_begin + step.pos_shift;
-        columns.x = interval.x - first;
-        columns.y = min(interval.y - first, step.keys);
-        return columns;
-    }
-    const int32_t *pos = p.key_pos + step.key_begin;
-    int *bound[2] = {&columns.x, &columns.y};
-    const int want[2] = {interval.x, interval.y};
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        int begin = 0, end = step.keys;
-        while (begin < end) {
-            int middle = (begin + end) >> 1;
-            if (__ldg(pos + middle) < want[i])
-                begin = middle + 1;
-            else
-                end = middle;
-        }
-        *bound[i] = begin;
-    }
-    return columns;
-}
-
-/* Running softmax of one thread's two rows. m in natural units of scaled scores. */
-struct rows_t {
-    float m[2], l[2];
-};
-
-struct intervals_t {
-    int2 row[2];
-};
-
-__device__ __forceinline__ intervals_t load_intervals(const params_t &p, const job_t &job, int row)
-{
-    intervals_t intervals;
-#pragma unroll
-    for (int r = 0; r < 2; r++)
-        intervals.row[r] = row + 8 * r < job.row_count
-                               ? __ldg(p.row_interval + job.row_begin + row + 8 * r)
-                               : make_int2(0, 0);
-    return intervals;
-}
-
-template <int N>
-__device__ __forceinline__ void hide(const params_t &p, const step_t &step,
-                                     const intervals_t &intervals, float (&s)[N])
-{
-    const int column0 = 2 * (threadIdx.x & 3);
-    const int2 c0 = columns_of(p, step, intervals.row[0]);
-    const int2 c1 = columns_of(p, step, intervals.row[1]);
-#pragma unroll
-    for (int i = 0; i < N; i++) {
-        const int column = column0 + 8 * (i >> 2) + (i & 1);
-        const int2 c = (i >> 1) & 1 ? c1 : c0;
-        if (column < c.x || column >= c.y)
-            s[i] = -INFINITY;
-    }
-}
-
-__device__ __forceinline__ float quad_max(float x)
-{
-    x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFF, x, 1));
-    return fmaxf(x, __shfl_xor_sync(0xFFFFFFFF, x, 2));
-}
-
-__device__ __forceinline__ float quad_sum(float x)
-{
-    x += __shfl_xor_sync(0xFFFFFFFF, x, 1);
-    return x + __shfl_xor_sync(0xFFFFFFFF, x, 2);
-}
-
-/* 2^x on the FMA pipe, degree 4 on [-1/2, 1/2]: relative error 4e-6. */
-__device__ __forceinline__ float poly_exp2(float x)
-{
-    x = fmaxf(x, -126.0f);
-    const float shifted = x + 12582912.0f;
-    const float f = x - (shifted - 12582912.0f);
-    float y = fmaf(f, 9.6181291e-3f, 5.5504109e-2f);
-    y = fmaf(f, y, 0.24022651f);
-    y = fmaf(f, y, 0.69314718f);
-    y = fmaf(f, y, 1.0f);
-    return __int_as_float(__float_as_int(y) + (__float_as_int(shifted) << 23));
-}
-
-/* Scores to probabilities in place; alpha is what the state before is to be multiplied by. */
-template <class C, int N>
-__device__ __forceinline__ void soften(float scale, rows_t &rows, float (&s)[N], float (&alpha)[2])
-{
-    float top[2] = {s[0], s[2]};
-#pragma unroll
-    for (int i = 0; i < N; i += 4) {
-        top[0] = fmaxf(top[0], fmaxf(s[i], s[i + 1]));
-        top[1] = fmaxf(top[1], fmaxf(s[i + 2], s[i + 3]));
-    }
-    const float slope = scale * LOG2E;
-    float base[2];
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        const float seen = quad_max(top[r]) * scale;
-        const float m = seen > rows.m[r] + (float)C::SLACK ? seen : rows.m[r];
-        base[r] = m == -INFINITY ? 0.0f : m * LOG2E;
-        alpha[r] = m == rows.m[r] ? 1.0f : ra_exp2(rows.m[r] * LOG2E - base[r]);
-        rows.m[r] = m;
-        rows.l[r] *= alpha[r];
-    }
-#pragma unroll
-    for (int i = 0; i < N; i++) {
-        const float x = s[i] * slope - base[(i >> 1) & 1];
-        s[i] = (i & 7) >= 8 - C::POLY ? poly_exp2(x) : ra_exp2(x);
-    }
-#pragma unroll
-    for (int i = 0; i < N; i += 4) {
-        rows.l[0] += s[i] + s[i + 1];
-        rows.l[1] += s[i + 2] + s[i + 3];
-    }
-}
-
-template <int N> __device__ __forceinline__ void rescale(float (&o)[N], const float (&alpha)[2])
-{
-    if (__any_sync(0xFFFFFFFF, alpha[0] != 1.0f || alpha[1] != 1.0f)) {
-#pragma unroll
-        for (int i = 0; i < N; i++)
-            o[i] *= alpha[(i >> 1) & 1];
-    }
-}
-
-template <int N> __device__ __forceinline__ void pack(const float (&s)[N], uint32_t (&pairs)[N / 2])
-{
-#pragma unroll
-    for (int i = 0; i < N / 2; i++)
-        pairs[i] = ra_pack_bf16(s[2 * i], s[2 * i + 1]);
-}
-
-/* At the end of a span the row sum is one number, held by lane 0 of the quad. */
-__device__ __forceinline__ void close_span(int flags, rows_t &rows)
-{
-    if (flags & RA_TILE_SPAN_END) {
-        const bool holder = (threadIdx.x & 3) == 0;
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const float sum = quad_sum(rows.l[r]);
-            rows.l[r] = holder ? sum : 0.0f;
-        }
-    }
+    if ((threadIdx.x & 31) == 0)
+        ra_mbar_arrive(ra_smem_addr(bar));
 }
 
 template <class C>
@@ -414,123 +170,6 @@ __device__ __forceinline__ void issue_output(float (&o)[C::D / 2],
     ra_wgmma_commit();
 }
 
-__device__ __forceinline__ void release(uint64_t *bar)
-{
-    if ((threadIdx.x & 31) == 0)
-        ra_mbar_arrive(ra_smem_addr(bar));
-}
-
-template <class C>
-__device__ __forceinline__ void load_state(const params_t &p, const job_t &job, int row,
-                                           rows_t &rows, float (&o)[C::D / 2])
-{
-    const int lane = threadIdx.x & 3;
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        const int64_t at = (int64_t)job.row_begin + row + 8 * r;
-        const bool mine = row + 8 * r < job.row_count;
-        const int64_t flat = job.head * p.rows + at;
-        const float *o_row = p.o + at * p.o_stride + job.head * C::D + 2 * lane;
-        rows.m[r] = mine ? p.m[flat] : -INFINITY;
-        rows.l[r] = mine && lane == 0 ? p.l[flat] : 0.0f;
-#pragma unroll
-        for (int c = 0; c < C::D / 8; c++) {
-            float2 pair = {0.0f, 0.0f};
-            if (mine)
-                pair = *reinterpret_cast<const float2 *>(o_row + 8 * c);
-            o[4 * c + 2 * r] = pair.x;
-            o[4 * c + 2 * r + 1] = pair.y;
-        }
-    }
-}
-
-template <class C>
-__device__ __forceinline__ void store_state(const params_t &p, const job_t &job, int row,
-                                            const rows_t &rows, const float (&o)[C::D / 2])
-{
-    const int lane = threadIdx.x & 3;
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        const int64_t at = (int64_t)job.row_begin + row + 8 * r;
-        const int64_t flat = job.head * p.rows + at;
-        float *o_row = p.o + at * p.o_stride + job.head * C::D + 2 * lane;
-        const float sum = quad_sum(rows.l[r]);
-        if (row + 8 * r >= job.row_count)
-            continue;
-        if (lane == 0) {
-            p.m[flat] = rows.m[r];
-            p.l[flat] = sum;
-        }
-#pragma unroll
-        for (int c = 0; c < C::D / 8; c++)
-            *reinterpret_cast<float2 *>(o_row + 8 * c) =
-                make_float2(o[4 * c + 2 * r], o[4 * c + 2 * r + 1]);
-    }
-}
-
-/* Transpose a 4 x 4 matrix of words held by a quad, one row a lane. */
-__device__ __forceinline__ uint4 quad_transpose(uint32_t a, uint32_t b, uint32_t c, uint32_t d)
-{
-    const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
-    uint32_t x = __shfl_xor_sync(0xFFFFFFFF, odd ? a : b, 1);
-    uint32_t y = __shfl_xor_sync(0xFFFFFFFF, odd ? c : d, 1);
-    if (odd) {
-        a = x;
-        c = y;
-    } else {
-        b = x;
-        d = y;
-    }
-    x = __shfl_xor_sync(0xFFFFFFFF, high ? a : c, 2);
-    y = __shfl_xor_sync(0xFFFFFFFF, high ? b : d, 2);
-    if (high) {
-        a = x;
-        b = y;
-    } else {
-        c = x;
-        d = y;
-    }
-    return make_uint4(a, b, c, d);
-}
-
-template <class C>
-__device__ __forceinline__ void store_out(const params_t &p, const job_t &job, int row,
-                                          const rows_t &rows, float (&o)[C::D / 2])
-{
-    const int lane = threadIdx.x & 3;
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        const int64_t at = (int64_t)job.row_begin + row + 8 * r;
-        const bool mine = row + 8 * r < job.row_count;
-        const float sum = quad_sum(rows.l[r]);
-        const float inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
-        if (mine && lane == 0 && p.lse)
-            p.lse[job.head * p.rows + at] = sum > 0.0f ? rows.m[r] + __logf(sum) : -INFINITY;
-        const int64_t first = at * p.out_stride + job.head * C::D;
-        if (p.out_is_f32) {
-            float *out = static_cast<float *>(p.out) + first + 2 * lane;
-#pragma unroll
-            for (int c = 0; c < C::D / 8; c++)
-                if (mine)
-                    *reinterpret_cast<float2 *>(out + 8 * c) =
-                        make_float2(o[4 * c + 2 * r] * inverse, o[4 * c + 2 * r + 1] * inverse);
-        } else {
-            __nv_bfloat16 *out = static_cast<__nv_bfloat16 *>(p.out) + first + 8 * lane;
-#pragma unroll
-            for (int c = 0; c < C::D / 8; c += 4) {
-                uint32_t pair[4];
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    pair[i] = ra_pack_bf16(o[4 * (c + i) + 2 * r] * inverse,
-                                           o[4 * (c + i) + 2 * r + 1] * inverse);
-                uint4 line = quad_transpose(pair[0], pair[1], pair[2], pair[3]);
-                if (mine)
-                    *reinterpret_cast<uint4 *>(out + 8 * c) = line;
-            }
-        }
-    }
-}
-
 template <class C>
 __device__ __forceinline__ void consume(const params_t &p, const shared_t<C> &shared, int wg)
 {
@@ -543,7 +182,7 @@ __device__ __forceinline__ void consume(const params_t &p, const shared_t<C> &sh
     const uint32_t k_desc0 = ra_desc_k_major(ra_smem_addr(shared.k));
     const uint32_t v_desc0 = ra_desc_mn_major(ra_smem_addr(shared.v), C::BOX);
     const int my_turn = 1 + wg, next_turn = 1 + (wg + 1) % C::WG;
-    if (C::TURNS && wg == C::WG - 1)
+    if (wg == C::WG - 1)
         ra_bar_arrive(next_turn, 256);
     for (;;) {
         ra_mbar_wait(ra_smem_addr(&control->job_full[job_slot.index]), job_slot.lap);
@@ -587,8 +226,7 @@ __device__ __forceinline__ void consume(const params_t &p, const shared_t<C> &sh
             for (int j = 1; j < steps; j++) {
                 ra_mbar_wait(ra_smem_addr(&control->k_full[k_slot.index]), k_slot.lap);
                 flags = control->step[k_slot.index].flags;
-                if (C::TURNS)
-                    ra_bar_sync(my_turn, 256);
+                ra_bar_sync(my_turn, 256);
                 ra_regs_pin(s);
                 ra_wgmma_fence();
                 issue_scores<C>(s, q_desc, k_desc0 + k_slot.index * (C::KV_BYTES / 16));
@@ -596,8 +234,7 @@ __device__ __forceinline__ void consume(const params_t &p, const shared_t<C> &sh
                 ra_regs_pin(o);
                 ra_wgmma_fence();
                 issue_output<C>(o, pairs, v_desc0 + v_slot.index * (C::KV_BYTES / 16));
-                if (C::TURNS)
-                    ra_bar_arrive(next_turn, 256);
+                ra_bar_arrive(next_turn, 256);
                 ra_wgmma_wait<1>();
                 ra_regs_pin(s);
                 if (flags & RA_TILE_MASK)
@@ -665,30 +302,22 @@ __global__ void __launch_bounds__(C::THREADS, 1)
 struct kernel_t {
     int32_t head_dim, tile_rows, tile_keys, threads, shared;
     void (*run)(params_t, CUtensorMap, CUtensorMap, CUtensorMap);
-    const char *name;
 };
 
-template <class C> constexpr kernel_t kernel_of(const char *name)
+template <class C> constexpr kernel_t kernel_of()
 {
-    return {C::D, C::BM, C::BN, C::THREADS, shared_bytes<C>(), softmax_kernel<C>, name};
+    return {C::D, C::BM, C::BN, C::THREADS, shared_bytes<C>(), softmax_kernel<C>};
 }
 
-/* The first row of a head_dim is variant 0. */
 const kernel_t kernels[] = {
-    kernel_of<config_t<128, 128, 2, 2, 1, true, 0>>("d128 128x128 2 stages"),
-#ifdef RA_SOFTMAX_SM90_VARIANTS
-#include RA_SOFTMAX_SM90_VARIANTS
-#endif
-    kernel_of<config_t<64, 128, 3, 2, 1, true, 0>>("d64 192x128 2 stages"),
-#ifdef RA_SOFTMAX_SM90_VARIANTS64
-#include RA_SOFTMAX_SM90_VARIANTS64
-#endif
+    kernel_of<config_t<128, 160, 2, 2, 2>>(),
+    kernel_of<config_t<64, 128, 3, 2, 2>>(),
 };
 
-const kernel_t *find_kernel(int32_t head_dim, int variant)
+const kernel_t *find_kernel(int32_t head_dim)
 {
     for (const kernel_t &kernel : kernels)
-        if (kernel.head_dim == head_dim && variant-- == 0)
+        if (kernel.head_dim == head_dim)
             return &kernel;
     return nullptr;
 }
@@ -814,14 +443,13 @@ params_t params_of(const ra_softmax_cuda_call_t *call, int64_t l2_bytes)
 
 } // namespace
 
-ra_status_t ra_softmax_sm90_tile(int32_t head_dim, int variant, int32_t *tile_rows_p,
-                                 int32_t *tile_keys_p)
+ra_status_t ra_softmax_sm90_tile(int32_t head_dim, int32_t *tile_rows_p, int32_t *tile_keys_p)
 {
     int device = 0, major = 0;
     cudaError_t error = cudaGetDevice(&device);
     if (error == cudaSuccess)
         error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    const kernel_t *kernel = find_kernel(head_dim, variant);
+    const kernel_t *kernel = find_kernel(head_dim);
     if (error != cudaSuccess || major != 9 || !kernel)
         return ra_fail(RA_ERR_UNSUPPORTED, subsystem,
                        "no sm90 softmax kernel for head_dim %d on compute capability %d.x (%s)",
@@ -831,11 +459,10 @@ ra_status_t ra_softmax_sm90_tile(int32_t head_dim, int variant, int32_t *tile_ro
     return RA_OK;
 }
 
-ra_status_t ra_softmax_sm90_launch(const ra_softmax_cuda_call_t *call, int variant,
-                                   struct CUstream_st *stream)
+ra_status_t ra_softmax_sm90_launch(const ra_softmax_cuda_call_t *call, struct CUstream_st *stream)
 {
     const ra_softmax_block_t *block = call->block;
-    const kernel_t *kernel = find_kernel(block->head_dim, variant);
+    const kernel_t *kernel = find_kernel(block->head_dim);
     if (!kernel)
         return ra_fail(RA_ERR_UNSUPPORTED, subsystem, "no sm90 softmax kernel for head_dim %d",
                        block->head_dim);

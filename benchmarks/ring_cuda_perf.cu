@@ -7,56 +7,20 @@
  * everything as it arrives. The answer is compared with one GPU's over the whole sequence, and so
  * is the rate. One host thread a GPU; times are wall clock over all GPUs, medians.
  */
-extern "C" { /* C headers without a C++ guard of their own */
-#include "base/status.h"
-}
 #include "attention/softmax_cuda.h"
-#include <algorithm>
+#include "benchmarks/cuda_support.cuh"
 #include <atomic>
 #include <chrono>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <cuda_bf16.h>
-#include <cuda_runtime.h>
 #include <cudaTypedefs.h>
 #include <thread>
-#include <vector>
 
 namespace
 {
 
-#define CUDA(call)                                                                                 \
-    do {                                                                                           \
-        cudaError_t error_ = (call);                                                               \
-        if (error_ != cudaSuccess) {                                                               \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString(error_));        \
-            exit(6);                                                                               \
-        }                                                                                          \
-    } while (0)
-
-#define RA(call)                                                                                   \
-    do {                                                                                           \
-        if ((call) != RA_OK)                                                                       \
-            exit(6);                                                                               \
-    } while (0)
-
 typedef __nv_bfloat16 bf16;
 const int HEADS = 32, KV_HEADS = 8, DIM = 128, PIECES = 4;
 const uint32_t ALWAYS = 1u << 30;
-
-__global__ void fill_normal(bf16 *x, int64_t n, uint32_t seed)
-{
-    for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < n;
-         i += (int64_t)gridDim.x * blockDim.x) {
-        uint64_t z = ((uint64_t)seed << 40) + (uint64_t)i * 0x9E3779B97F4A7C15ull;
-        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
-        z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-        z ^= z >> 31;
-        float u = ((uint32_t)(z >> 40) + 1) * 0x1p-24f, v = (uint32_t)(z & 0xFFFFFF) * 0x1p-24f;
-        x[i] = __float2bfloat16(sqrtf(-2.0f * __logf(u)) * __cosf(6.2831853f * v));
-    }
-}
 
 __global__ void add_squares(const bf16 *got, const bf16 *want, int64_t n, double *sums)
 {
@@ -119,7 +83,7 @@ struct layer_t {
         block.group_count = (int64_t)groups.size();
         block.spans = spans.data();
         int32_t bm, bn;
-        RA(ra_softmax_sm90_tile(DIM, 0, &bm, &bn));
+        RA(ra_softmax_sm90_tile(DIM, &bm, &bn));
         RA(ra_softmax_tiles_create(&block, bm, bn, 1, &tiles));
         q = allocate<bf16>(block.rows * HEADS * DIM);
         out = allocate<bf16>(block.rows * HEADS * DIM);
@@ -145,6 +109,15 @@ struct layer_t {
         ra_softmax_tiles_destroy(tiles);
     }
 };
+
+void fill_layer(layer_t &layer)
+{
+    const ra_softmax_block_t &block = layer.block;
+    fill_normal<<<1024, 256>>>(layer.q, block.rows * HEADS * DIM, 1, 1.0f);
+    fill_normal<<<1024, 256>>>(layer.k, block.keys * KV_HEADS * DIM, 2, 1.0f);
+    fill_normal<<<1024, 256>>>(layer.v, block.keys * KV_HEADS * DIM, 3, 1.0f);
+    CUDA(cudaDeviceSynchronize());
+}
 
 struct rank_t {
     layer_t *layer = nullptr;
@@ -188,12 +161,6 @@ double seconds()
 {
     using namespace std::chrono;
     return duration<double>(steady_clock::now().time_since_epoch()).count();
-}
-
-double median(std::vector<double> values)
-{
-    std::sort(values.begin(), values.end());
-    return values[values.size() / 2];
 }
 
 /* Pull the others' keys and values, the nearest rank's first, a gate after every piece. */
@@ -244,7 +211,7 @@ double run_ring(std::vector<rank_t> &ranks, int repeats, bool arrive, double *ke
             if (arrive)
                 queue_copies(ranks, me, now, write_value);
             CUDA(cudaEventRecord(rank.start, rank.compute));
-            RA(ra_softmax_sm90_launch(&rank.layer->call, 0, rank.compute));
+            RA(ra_softmax_sm90_launch(&rank.layer->call, rank.compute));
             CUDA(cudaEventRecord(rank.done, rank.compute));
             CUDA(cudaDeviceSynchronize());
             meeting.wait();
@@ -267,15 +234,15 @@ double run_ring(std::vector<rank_t> &ranks, int repeats, bool arrive, double *ke
     return times.empty() ? 0.0 : median(times);
 }
 
-/* One GPU over the whole sequence, by the same clock. */
-double run_one(layer_t &layer, cudaStream_t stream, int repeats)
+/* Seconds of one GPU alone over the whole sequence, by the same clock. */
+double run_one(layer_t &layer, int device, cudaStream_t stream, int repeats)
 {
     std::vector<double> times;
-    CUDA(cudaSetDevice(0));
+    CUDA(cudaSetDevice(device));
     for (int i = 0; i < repeats + 1; i++) {
         CUDA(cudaDeviceSynchronize());
         const double begin = seconds();
-        RA(ra_softmax_sm90_launch(&layer.call, 0, stream));
+        RA(ra_softmax_sm90_launch(&layer.call, stream));
         CUDA(cudaDeviceSynchronize());
         if (i > 0)
             times.push_back(seconds() - begin);
@@ -300,6 +267,16 @@ std::vector<int> chunks_of(int rank, int size, bool others)
         chunks.push_back(2 * size - 1 - owner);
     }
     return chunks;
+}
+
+/* run_one() on a GPU of its own inputs. */
+double run_alone(int64_t chunk, const std::vector<int> &everything, int device, cudaStream_t stream,
+                 int repeats)
+{
+    CUDA(cudaSetDevice(device));
+    layer_t layer(chunk, everything, everything);
+    fill_layer(layer);
+    return run_one(layer, device, stream, repeats);
 }
 
 /* Relative L2 distance of a rank's rows from the same rows of the whole sequence's answer. */
@@ -331,10 +308,7 @@ void measure(int size, int64_t tokens, bool compare)
         everything.push_back(i);
     CUDA(cudaSetDevice(0));
     layer_t whole(chunk, everything, everything);
-    fill_normal<<<1024, 256>>>(whole.q, whole.block.rows * HEADS * DIM, 1);
-    fill_normal<<<1024, 256>>>(whole.k, whole.block.keys * KV_HEADS * DIM, 2);
-    fill_normal<<<1024, 256>>>(whole.v, whole.block.keys * KV_HEADS * DIM, 3);
-    CUDA(cudaDeviceSynchronize());
+    fill_layer(whole);
     std::vector<rank_t> ranks(size);
     for (int me = 0; me < size; me++) {
         CUDA(cudaSetDevice(me));
@@ -360,16 +334,17 @@ void measure(int size, int64_t tokens, bool compare)
         CUDA(cudaMemcpy(rank.ready, gates.data(), gates.size() * 4, cudaMemcpyHostToDevice));
         CUDA(cudaDeviceSynchronize());
     }
-    double kernel_ms, there_ms, one = 0.0, worst = 0.0;
+    double kernel_ms, there_ms, worst = 0.0;
     if (compare)
-        one = run_one(whole, ranks[0].compute, repeats);
-    run_ring(ranks, 0, true, &kernel_ms); /* into poisoned buffers */
+        run_one(whole, 0, ranks[0].compute, 1); /* the answer to compare with */
+    run_ring(ranks, 0, true, &kernel_ms);       /* into poisoned buffers */
     for (int me = 0; compare && me < size; me++)
         worst =
             std::max(worst, difference(ranks[me], me, whole, chunk, chunks_of(me, size, false)));
     const double ring = run_ring(ranks, repeats, true, &kernel_ms);
-    if (compare)
-        one = std::min(one, run_one(whole, ranks[0].compute, repeats));
+    std::vector<double> one;
+    for (int me = 0; compare && me < size; me++)
+        one.push_back(run_alone(chunk, everything, me, ranks[me].compute, repeats));
     const double ring2 = run_ring(ranks, repeats, true, &kernel_ms);
     const double there = run_ring(ranks, repeats, false, &there_ms);
     const double best = std::min(ring, ring2);
@@ -378,9 +353,14 @@ void measure(int size, int64_t tokens, bool compare)
            "%6.1f; keys there already %6.1f)",
            size, (long long)tokens, best * 1e3, rate(ring), rate(ring2), rate(kernel_ms * 1e-3),
            rate(there));
-    if (compare)
-        printf(" one GPU %6.1f ratio %.3f difference %.1e%s", flop / one * 1e-12,
-               rate(best) / (flop / one * 1e-12), worst, worst < 3e-3 ? "" : " WRONG");
+    if (compare) {
+        const double slowest = flop / *std::max_element(one.begin(), one.end()) * 1e-12;
+        printf(", each GPU alone");
+        for (double t : one)
+            printf(" %.1f", flop / t * 1e-12);
+        printf(", ratio to the slowest %.3f, difference %.1e%s", rate(best) / slowest, worst,
+               worst < 3e-3 ? "" : " WRONG");
+    }
     printf("\n");
     fflush(stdout);
     for (int me = 0; me < size; me++) {

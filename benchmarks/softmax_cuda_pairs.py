@@ -1,6 +1,6 @@
 """Causal bf16 softmax forward: the Hopper kernel against torch SDPA (cuDNN), interleaved pairs.
 
-usage: softmax_cuda_pairs.py LIBRARY [HEAD_DIM:TOKENS[:VARIANT] ...]
+usage: softmax_cuda_pairs.py LIBRARY [HEAD_DIM:TOKENS ...]
 """
 import ctypes
 import json
@@ -16,7 +16,7 @@ DEFAULT = ["128:8192", "128:16384", "128:32768", "128:65536", "128:131072", "64:
 
 lib = ctypes.CDLL(sys.argv[1])
 lib.softmax_bench_open.restype = ctypes.c_void_p
-lib.softmax_bench_open.argtypes = [ctypes.c_int64] + [ctypes.c_int] * 5
+lib.softmax_bench_open.argtypes = [ctypes.c_int64] + [ctypes.c_int] * 4
 lib.softmax_bench_launch.argtypes = [ctypes.c_void_p] * 7
 lib.softmax_bench_close.argtypes = [ctypes.c_void_p]
 
@@ -30,7 +30,7 @@ def milliseconds(call):
     return begin.elapsed_time(end)
 
 
-def pair(dim, tokens, variant):
+def pair(dim, tokens):
     q = torch.randn(1, tokens, HEADS, dim, device="cuda", dtype=torch.bfloat16)
     k = torch.randn(1, tokens, KV_HEADS, dim, device="cuda", dtype=torch.bfloat16)
     v = torch.randn_like(k)
@@ -38,7 +38,7 @@ def pair(dim, tokens, variant):
     lse = torch.empty(HEADS, tokens, device="cuda", dtype=torch.float32)
     # The peer gets its own preferred [heads, tokens, dim] layout.
     tq, tk, tv = (x.transpose(1, 2).contiguous() for x in (q, k, v))
-    bench = lib.softmax_bench_open(tokens, HEADS, KV_HEADS, dim, 1, variant)
+    bench = lib.softmax_bench_open(tokens, HEADS, KV_HEADS, dim, 1)
     stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
 
     def ours():
@@ -59,7 +59,7 @@ def pair(dim, tokens, variant):
     flop = 2.0 * tokens * tokens * dim * HEADS
     a = statistics.median(x for x, _ in pairs)
     b = statistics.median(y for _, y in pairs)
-    row = dict(head_dim=dim, tokens=tokens, variant=variant, ours=round(flop / a * 1e-9, 1),
+    row = dict(head_dim=dim, tokens=tokens, ours=round(flop / a * 1e-9, 1),
                cudnn=round(flop / b * 1e-9, 1),
                ratio=round(statistics.median(y / x for x, y in pairs), 4),
                ours_ms=a, cudnn_ms=b, difference=difference)
@@ -69,5 +69,4 @@ def pair(dim, tokens, variant):
 print(json.dumps(dict(gpu=torch.cuda.get_device_name(0), torch=torch.__version__,
                       cudnn=torch.backends.cudnn.version())), flush=True)
 for item in sys.argv[2:] or DEFAULT:
-    fields = [int(x) for x in item.split(":")]
-    pair(fields[0], fields[1], fields[2] if len(fields) > 2 else 0)
+    pair(*(int(x) for x in item.split(":")))
