@@ -6,7 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* First fitting row is "auto". */
+/*
+ * First fitting row is "auto". packed leads: it was the faster one at every shape measured
+ * (benchmarks/PERFORMANCE.md), and its row invariance keeps a document's bits independent of the
+ * documents packed beside it.
+ */
 static const ra_gemm_kernel_t *const gemm_table[] = {&ra_gemm_packed, &ra_gemm_openblas};
 
 ra_status_t ra_gemm_select(const char *name, bool row_invariant, const ra_gemm_kernel_t **kernel_p)

@@ -24,7 +24,9 @@
 #define RA_ISA_RANK RA_ISA_CONCAT(RA_ISA_RANK, RA_ISA)
 
 #define RA_INLINE static inline __attribute__((always_inline, unused))
-#if defined(__clang__)
+#if defined(RA_NO_UNROLL)
+#define RA_UNROLL /* an instrumented register tile takes minutes to compile unrolled */
+#elif defined(__clang__)
 #define RA_UNROLL _Pragma("unroll")
 #else
 #define RA_UNROLL _Pragma("GCC unroll 16")

@@ -105,9 +105,9 @@ static void rope_table_rows(const void *arg, int64_t begin, int64_t end)
     for (int64_t r = begin; r < end; r++) {
         float *cosine = args->table + r * args->rotary_dim;
         for (int64_t i = 0; i < half; i++) {
-            float angle = (float)args->positions[r] * (float)args->inv_freq[i];
-            cosine[i] = (float)(cos((double)angle) * args->attention_factor);
-            cosine[half + i] = (float)(sin((double)angle) * args->attention_factor);
+            double angle = (double)args->positions[r] * args->inv_freq[i];
+            cosine[i] = (float)(cos(angle) * args->attention_factor);
+            cosine[half + i] = (float)(sin(angle) * args->attention_factor);
         }
     }
 }

@@ -97,7 +97,7 @@ static void check_head_rope(int64_t head_dim)
                 wh[i] = xh[i] * f * weight[i];
             }
             for (int64_t i = 0; i < half; i++) {
-                double angle = (double)((float)positions[r] * (float)inv_freq[i]);
+                double angle = (double)positions[r] * inv_freq[i];
                 double c = 1.25 * cos(angle), s = 1.25 * sin(angle), a = wh[i], b = wh[half + i];
                 wh[i] = a * c - b * s;
                 wh[half + i] = b * c + a * s;
