@@ -21,12 +21,14 @@
  * approximated; so is an unk_token or byte_fallback that could apply (some byte has no token), any
  * dropout, continuing_subword_prefix or end_of_word_suffix.
  *
- * Unicode data: categories by PCRE2, normalization by utf8proc (both Unicode 14 in Debian 12). Code
- * points assigned later count as unassigned, while `tokenizers` 0.23 splits by Unicode 16; and its
- * tables for NFD, NFKC, NFKD and NFC are older, those of about Unicode 12.
+ * Unicode data: categories by PCRE2 (Unicode 14 in Debian 12), normalization by utf8proc (15). Code
+ * points assigned later count as unassigned. `tokenizers` 0.23 splits by Unicode 16 and normalizes
+ * by Unicode 9, so it differs on code points added in 15 and 16 and, where a normalizer is set, on
+ * decompositions and combining classes added since 9.
  *
- * Costs: O(n log n) whatever the text, but for patterns that are themselves super-linear; those end
- * in RA_ERR_INPUT at a match limit that grows with the text. Peak memory of encode is about 40
+ * Costs: O(n log n) whatever the text, times the longest added token at worst where a text nearly
+ * matches it everywhere; patterns that are themselves super-linear end in RA_ERR_INPUT at a match
+ * limit that grows with the text. Peak memory of encode is about 40
  * bytes a byte of the longest piece beside 4 bytes a token.
  */
 #ifndef RA_MODEL_TOKENIZER_H
