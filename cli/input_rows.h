@@ -1,18 +1,16 @@
 /**
  * @file  cli/input_rows.h
- * @brief Documents of an input, one after another, whatever the kind of file; a bad row fails
- * alone.
+ * @brief Documents of an input, whatever the kind of file; a bad row fails alone.
  *
- *   .jsonl .ndjson .json, or "-"  one JSON object a line: {"id", "text"}, {"id", "tokens": [...]}
- * or
- *                                 {"id", "path"} (a .txt, .npy or .bin file, relative to the folder
- *                                 of the JSONL file); other keys are ignored
- *   .txt                          one document, UTF-8
- *   .npy .bin                     one document of token ids (model/npy.h)
+ *   .jsonl .ndjson .json, or "-" for stdin: one JSON object a line,
+ *       {"id", "text"}, {"id", "tokens": [...]} or {"id", "path"}: a .txt, .npy or .bin file,
+ *       relative to the folder of the JSONL file; other keys are ignored
+ *   .txt: one document, UTF-8
+ *   .npy .bin: one document of token ids (model/npy.h)
  *
- * A missing id becomes "<file>:<line>", the file without its folder; the id of a whole file is its
- * name. An id that occurred before fails the later row, also when the earlier row failed. Blank
- * lines are no rows. Memory: one document at a time.
+ * An id is a string. A missing id becomes "<file>:<line>", the file without its folder; the id of a
+ * whole file is its name. An id that occurred before fails the later row, also when the earlier row
+ * failed. Blank lines are no rows. Memory: one document at a time.
  */
 #ifndef RA_CLI_INPUT_ROWS_H
 #define RA_CLI_INPUT_ROWS_H
@@ -22,6 +20,8 @@
 #include "cli/text_counts.h"
 #include <stdbool.h>
 #include <stdint.h>
+
+enum { RA_ID_MAX = 64 << 10 }; /**< bytes of an id; longer ones are a bad_row */
 
 /** X(name, code in errors.jsonl): why a row failed. */
 #define RA_ROW_ERROR_MAP(X)                                                                        \

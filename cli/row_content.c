@@ -163,6 +163,11 @@ static ra_status_t parse_id(ra_row_t *row, const cJSON *id)
         ra_row_fail(row, RA_ROW_BAD_ROW, "\"id\" is not a string");
         return RA_OK;
     }
+    if (strlen(id->valuestring) > RA_ID_MAX) {
+        ra_row_fail(row, RA_ROW_BAD_ROW, "an \"id\" of %zu bytes is longer than %d",
+                    strlen(id->valuestring), RA_ID_MAX);
+        return RA_OK;
+    }
     char *copy = strdup(id->valuestring);
     if (copy == NULL) {
         return ra_fail(RA_ERR_NOMEM, "input", "cannot hold an id");

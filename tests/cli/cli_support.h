@@ -82,6 +82,9 @@ static inline const char *test_write_text(const char *name, const char *text)
 /** Contents of a file with a zero byte behind; the caller frees. NULL when there is none. */
 static inline char *test_read(const char *path, size_t *count)
 {
+    if (count != NULL) {
+        *count = 0;
+    }
     FILE *file = fopen(path, "rb");
     if (file == NULL) {
         return NULL;
