@@ -322,23 +322,6 @@ static void fold_rows(work_t *work, int64_t row, int64_t rows)
     }
 }
 
-/* Ask for part `part` of `parts` of the keys and values that follow the micro tile. */
-static void prefetch_next(const work_t *work, const ra_key_span_t *span, int64_t part,
-                          int64_t parts)
-{
-    const ra_softmax_block_t *block = work->block;
-    int64_t begin = work->key_begin + work->key_count;
-    int64_t count = ra_min_i64(KEY_TILE, span->key_begin + span->key_count - begin);
-    for (int64_t j = begin + count * part / parts; j < begin + count * (part + 1) / parts; j++) {
-        const float *k = (const float *)block->k + j * block->k_stride;
-        const float *v = (const float *)block->v + j * block->v_stride;
-        for (int64_t d = 0; d < work->dim; d += 16) {
-            __builtin_prefetch(k + work->task->kv_head * work->dim + d, 0, 2);
-            __builtin_prefetch(v + work->task->kv_head * work->dim + d, 0, 2);
-        }
-    }
-}
-
 static void fold_span(work_t *work, const ra_key_span_t *span)
 {
     const int64_t *pos = work->block->mask.key_pos + span->key_begin;
@@ -352,12 +335,7 @@ static void fold_span(work_t *work, const ra_key_span_t *span)
         pack_values(work);
         work->masked = biased || work->key_count < KEY_TILE || pos[key] < work->all_lo ||
                        pos[key + KEY_TILE - 1] >= work->all_hi;
-        int64_t blocks = ra_ceil_div(work->rows, ROW_TILE), parts = ra_min_i64(blocks, 8);
         for (int64_t row = 0; row < work->rows; row += ROW_TILE) {
-            int64_t part = row / ROW_TILE - (blocks - parts);
-            if (part >= 0) {
-                prefetch_next(work, span, part, parts);
-            }
             fold_rows(work, row, ra_min_i64(ROW_TILE, work->rows - row));
         }
     }
