@@ -36,6 +36,7 @@ typedef struct bench {
     ra_stream_t *stream;         /**< over `threads` threads */
     ra_cpu_isa_t isa;            /**< widest of this machine */
     double peak_one, peak_all;   /**< FLOP/s of independent FMAs, one thread and all */
+    double peak_core;            /**< FLOP/s of one thread per second of processor time */
     int64_t errors;              /**< failed checks */
     struct bench_report *report; /**< rows for JSON */
 } bench_t;
@@ -55,9 +56,12 @@ int bench_close(bench_t *bench);
  */
 int64_t bench_int(const bench_flag_t *flag);
 
-/** Seconds of one call over the timed iterations. */
+/**
+ * Seconds of one call over the timed iterations. @a cpu is the median of processor seconds, summed
+ * over threads: on a machine shared with others it says what the code needs, not what it waited.
+ */
 typedef struct bench_time {
-    double median, best, worst;
+    double median, best, worst, cpu;
 } bench_time_t;
 bench_time_t bench_run(const bench_t *bench, void (*func)(void *arg), void *arg);
 
