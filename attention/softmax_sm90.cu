@@ -96,18 +96,20 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *q_
 #pragma unroll 1
         for (; done < job.steps; segment++) {
             const int4 s = __ldg(reinterpret_cast<const int4 *>(p.segments + segment));
+            const int key_first = __ldg(&p.segments[segment].key_first);
             const int shift = __ldg(&p.segments[segment].pos_shift);
 #pragma unroll 1
             for (int t = 0; t < s.z; t++, done++) {
                 const int key = s.x - t * C::BN;
                 if (p.ready)
-                    open =
-                        wait_gates(p.ready, p.epoch, p.gate_keys, key, min(key + C::BN, s.y), open);
+                    open = wait_gates(p.ready, p.epoch, p.gate_keys, max(key, 0),
+                                      min(key + C::BN, s.y), open);
                 int flags = s.w & RA_TILE_MASK;
                 if (t == s.z - 1)
                     flags |= s.w & RA_TILE_SPAN_END;
                 ra_mbar_wait(ra_smem_addr(&control->k_empty[k_slot.index]), k_slot.lap ^ 1);
-                control->step[k_slot.index] = step_t{key, min(C::BN, s.y - key), flags, shift};
+                control->step[k_slot.index] =
+                    step_t{key, max(0, key_first - key), min(C::BN, s.y - key), flags, shift};
                 load(k_map, shared.k + k_slot.index * C::KV_BYTES, &control->k_full[k_slot.index],
                      key, kv_head);
                 k_slot.next();

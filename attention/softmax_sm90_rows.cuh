@@ -17,34 +17,6 @@ namespace ra_sm90
 
 constexpr float LOG2E = 1.44269504088896340736f;
 
-/* Visible columns [begin, end) of a key tile for a row with positions [lo, hi). */
-__device__ __forceinline__ int2 columns_of(const params_t &p, const step_t &step, int2 interval)
-{
-    int2 columns;
-    if ((step.flags & RA_TILE_MASK) == RA_TILE_SHIFT) {
-        const int first = step.key_begin + step.pos_shift;
-        columns.x = interval.x - first;
-        columns.y = min(interval.y - first, step.keys);
-        return columns;
-    }
-    const int32_t *pos = p.key_pos + step.key_begin;
-    int *bound[2] = {&columns.x, &columns.y};
-    const int want[2] = {interval.x, interval.y};
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        int begin = 0, end = step.keys;
-        while (begin < end) {
-            int middle = (begin + end) >> 1;
-            if (__ldg(pos + middle) < want[i])
-                begin = middle + 1;
-            else
-                end = middle;
-        }
-        *bound[i] = begin;
-    }
-    return columns;
-}
-
 /* Running softmax of one thread's two rows. m in natural units of scaled scores. */
 struct rows_t {
     float m[2], l[2];
@@ -65,17 +37,58 @@ __device__ __forceinline__ intervals_t load_intervals(const params_t &p, const j
     return intervals;
 }
 
+/* Visible columns [x, y) of a key tile for both rows, when positions are consecutive. */
+__device__ __forceinline__ void columns_by_shift(const step_t &step, const intervals_t &intervals,
+                                                 int2 (&columns)[2])
+{
+    const int first = step.key_begin + step.pos_shift;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        columns[r].x = max(intervals.row[r].x - first, step.first);
+        columns[r].y = min(intervals.row[r].y - first, step.end);
+    }
+}
+
+/* The same by binary search; each lane of the quad finds one of the four bounds. */
+__device__ __forceinline__ int search_bound(const int32_t *pos, int begin, int end, int want)
+{
+    while (begin < end) {
+        int middle = (begin + end) >> 1;
+        if (__ldg(pos + middle) < want)
+            begin = middle + 1;
+        else
+            end = middle;
+    }
+    return begin;
+}
+
+__device__ __forceinline__ void columns_by_search(const params_t &p, const step_t &step,
+                                                  const intervals_t &intervals, int2 (&columns)[2])
+{
+    const int2 mine = threadIdx.x & 2 ? intervals.row[1] : intervals.row[0];
+    const int bound = search_bound(p.key_pos + step.key_begin, step.first, step.end,
+                                   threadIdx.x & 1 ? mine.y : mine.x);
+    columns[0].x = __shfl_sync(0xFFFFFFFF, bound, 0, 4);
+    columns[0].y = __shfl_sync(0xFFFFFFFF, bound, 1, 4);
+    columns[1].x = __shfl_sync(0xFFFFFFFF, bound, 2, 4);
+    columns[1].y = __shfl_sync(0xFFFFFFFF, bound, 3, 4);
+}
+
+/* Scores of invisible keys become -inf. */
 template <int N>
 __device__ __forceinline__ void hide(const params_t &p, const step_t &step,
                                      const intervals_t &intervals, float (&s)[N])
 {
+    int2 columns[2];
+    if ((step.flags & RA_TILE_MASK) == RA_TILE_SHIFT)
+        columns_by_shift(step, intervals, columns);
+    else
+        columns_by_search(p, step, intervals, columns);
     const int column0 = 2 * (threadIdx.x & 3);
-    const int2 c0 = columns_of(p, step, intervals.row[0]);
-    const int2 c1 = columns_of(p, step, intervals.row[1]);
 #pragma unroll
     for (int i = 0; i < N; i++) {
         const int column = column0 + 8 * (i >> 2) + (i & 1);
-        const int2 c = (i >> 1) & 1 ? c1 : c0;
+        const int2 c = columns[(i >> 1) & 1];
         if (column < c.x || column >= c.y)
             s[i] = -INFINITY;
     }

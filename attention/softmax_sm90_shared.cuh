@@ -31,9 +31,9 @@ struct params_t {
     int32_t gate_keys;
 };
 
-/* One key tile as consumers see it. */
+/* One key tile as consumers see it: columns [first, end) hold keys of the span. */
 struct step_t {
-    int32_t key_begin, keys, flags, pos_shift;
+    int32_t key_begin, first, end, flags, pos_shift;
 };
 
 /* One unit of work; steps < 0 ends the kernel. */

@@ -65,17 +65,24 @@ static ra_status_t push_segment(ra_softmax_tiles_t *tiles, const ra_softmax_segm
     return RA_OK;
 }
 
-/* Append tiles [first, last] of the grid at @a origin, highest first. */
-static ra_status_t push_tiles(ra_softmax_tiles_t *tiles, const int64_t *key_pos, int64_t origin,
-                              int64_t first, int64_t last, int64_t span_end, int full)
+/* Where the key tiles of one span lie: tile i begins at origin + i * tile_keys. */
+typedef struct {
+    int64_t origin, begin, end; /* [begin, end): the span's keys */
+} grid_t;
+
+/* Append tiles [first, last] of @a grid, highest first. */
+static ra_status_t push_tiles(ra_softmax_tiles_t *tiles, const int64_t *key_pos, const grid_t *grid,
+                              int64_t first, int64_t last, int full)
 {
     if (first > last) {
         return RA_OK;
     }
     int64_t bn = tiles->layout.tile_keys;
-    int64_t low = origin + first * bn, high = ra_min_i64(origin + (last + 1) * bn, span_end);
-    ra_softmax_segment_t segment = {.key_begin = (int32_t)(origin + last * bn),
-                                    .key_end = (int32_t)span_end,
+    int64_t low = ra_max_i64(grid->origin + first * bn, grid->begin);
+    int64_t high = ra_min_i64(grid->origin + (last + 1) * bn, grid->end);
+    ra_softmax_segment_t segment = {.key_begin = (int32_t)(grid->origin + last * bn),
+                                    .key_end = (int32_t)grid->end,
+                                    .key_first = (int32_t)grid->begin,
                                     .tiles = (int32_t)(last - first + 1)};
     if (full) {
         segment.flags = RA_TILE_FULL;
@@ -98,18 +105,21 @@ static ra_status_t fold_span(ra_softmax_tiles_t *tiles, const int64_t *key_pos, 
     if (any_begin >= any_end) {
         return RA_OK;
     }
-    int64_t origin = merge ? any_begin : begin;
-    int64_t first = (any_begin - origin) / bn, last = (any_end - 1 - origin) / bn;
-    int64_t all_begin = lower_bound(key_pos, begin, end, view->all_lo) - origin;
-    int64_t all_end = lower_bound(key_pos, begin, end, view->all_hi) - origin;
+    grid_t grid = {begin, begin, end};
+    if (merge) {
+        grid.origin = any_end - (any_end - any_begin + bn - 1) / bn * bn;
+    }
+    int64_t first = (any_begin - grid.origin) / bn, last = (any_end - 1 - grid.origin) / bn;
+    int64_t all_begin = lower_bound(key_pos, begin, end, view->all_lo) - grid.origin;
+    int64_t all_end = lower_bound(key_pos, begin, end, view->all_hi) - grid.origin;
     int64_t full_first = all_begin <= 0 ? 0 : (all_begin + bn - 1) / bn;
     int64_t full_last = all_end <= 0 ? -1 : all_end / bn - 1;
     if (full_first > full_last) {
-        RA_TRY(push_tiles(tiles, key_pos, origin, first, last, end, 0));
+        RA_TRY(push_tiles(tiles, key_pos, &grid, first, last, 0));
     } else {
-        RA_TRY(push_tiles(tiles, key_pos, origin, full_last + 1, last, end, 0));
-        RA_TRY(push_tiles(tiles, key_pos, origin, full_first, full_last, end, 1));
-        RA_TRY(push_tiles(tiles, key_pos, origin, first, full_first - 1, end, 0));
+        RA_TRY(push_tiles(tiles, key_pos, &grid, full_last + 1, last, 0));
+        RA_TRY(push_tiles(tiles, key_pos, &grid, full_first, full_last, 1));
+        RA_TRY(push_tiles(tiles, key_pos, &grid, first, full_first - 1, 0));
     }
     if (tiles->segment_count > before) {
         tiles->segments[tiles->segment_count - 1].flags |= RA_TILE_SPAN_END;

@@ -14,8 +14,11 @@
  *
  * Bits    With merge = 0 key tiles are cut from each span's own first key and every span ends with
  * its row sums complete, so a row's bits depend on its spans alone (see softmax_block.h). With
- * merge = 1 touching spans become one and key tiles start at the first key the row tile sees:
- * fewer tiles, but a row's rounding then depends on the rows it shares a tile with.
+ * merge = 1 touching spans become one and key tiles end at the last key the row tile sees: fewer
+ * tiles, but a row's rounding then depends on the rows it shares a tile with.
+ *
+ * A tile may reach past its span's keys (merge = 0: above, merge = 1: below, also below key 0). A
+ * kernel loads such keys and gives them weight 0, so what lies there must be finite.
  */
 #ifndef RA_ATTENTION_SOFTMAX_TILES_H
 #define RA_ATTENTION_SOFTMAX_TILES_H
@@ -40,10 +43,10 @@ typedef struct ra_softmax_tile {
     int32_t row_begin, row_count, segment_begin, steps;
 } ra_softmax_tile_t;
 
-/** Tile t holds keys [key_begin - t * tile_keys, + tile_keys) below key_end. */
+/** Tile t holds those of keys [key_begin - t * tile_keys, + tile_keys) in [key_first, key_end). */
 typedef struct ra_softmax_segment {
     int32_t key_begin, key_end, tiles, flags;
-    int32_t pos_shift, unused[3];
+    int32_t key_first, pos_shift, unused[2];
 } ra_softmax_segment_t;
 
 /** First 64 bytes of the list on the device: the kernel's own counters, zero between launches. */

@@ -302,7 +302,8 @@ void measure(int size, int64_t tokens, bool compare)
 {
     const int64_t chunk = tokens / (2 * size);
     const double flop = 2.0 * tokens * tokens * DIM * HEADS;
-    const int repeats = flop > 1e15 ? 1 : flop > 2e14 ? 3 : flop > 1e13 ? 7 : 21;
+    /* About a second each: the clock follows the power drawn over a good part of one. */
+    const int repeats = (int)std::min(400.0, std::max(1.0, 5e14 * size / flop));
     std::vector<int> everything;
     for (int i = 0; i < 2 * size; i++)
         everything.push_back(i);

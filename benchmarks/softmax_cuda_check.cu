@@ -1,5 +1,5 @@
 /*
- * softmax_cuda_check [soak [TIMES]]
+ * softmax_cuda_check [small | soak [TIMES]]
  *
  * The Hopper softmax kernel against a double-precision oracle over a list of masks and shapes,
  * outputs and states poisoned, keys folded in one call and in several; repeats and split calls must
@@ -340,37 +340,49 @@ int check_case(const case_t &c)
     return failed;
 }
 
-int check()
+std::vector<case_t> all_cases(int d)
+{
+    std::vector<case_t> cases;
+    for (int64_t n : {1, 7, 64, 129, 1000, 2065})
+        cases.push_back(causal(n, d));
+    cases.push_back(full(1, 1, d));
+    cases.push_back(full(130, 777, d));
+    cases.push_back(full(700, 3, d));
+    cases.push_back(causal(1500, d, 100));
+    cases.back().name = "window 100";
+    cases.push_back(causal(1500, d, 700));
+    cases.back().name = "window 700";
+    cases.push_back(packed(3000, d, 5, true));
+    cases.push_back(packed(3000, d, 6, false));
+    cases.push_back(zigzag(200, d));
+    cases.push_back(zigzag(256, d));
+    cases.push_back(striped(900, d));
+    cases.push_back(by_tiles(2000, 256, d));
+    cases.push_back(by_tiles(700, 16, d));
+    cases.push_back(causal(900, d));
+    cases.back().name = "scores to +-1000";
+    cases.back().spread = 6.0f;
+    cases.back().scale = 1.0;
+    cases.push_back(causal(513, d));
+    cases.back().name = "H 6/1, small scale";
+    cases.back().heads = 6;
+    cases.back().kv_heads = 1;
+    cases.back().scale = 1e-3;
+    return cases;
+}
+
+/* One of each kind, for the sanitizers. */
+std::vector<case_t> few_cases(int d)
+{
+    return {causal(129, d), packed(300, d, 5, true), zigzag(40, d), striped(200, d),
+            by_tiles(300, 32, d)};
+}
+
+int check(bool small)
 {
     int failed = 0;
     for (int d : {128, 64}) {
-        std::vector<case_t> cases;
-        for (int64_t n : {1, 7, 64, 129, 1000, 2065})
-            cases.push_back(causal(n, d));
-        cases.push_back(full(1, 1, d));
-        cases.push_back(full(130, 777, d));
-        cases.push_back(full(700, 3, d));
-        cases.push_back(causal(1500, d, 100));
-        cases.back().name = "window 100";
-        cases.push_back(causal(1500, d, 700));
-        cases.back().name = "window 700";
-        cases.push_back(packed(3000, d, 5, true));
-        cases.push_back(packed(3000, d, 6, false));
-        cases.push_back(zigzag(200, d));
-        cases.push_back(zigzag(256, d));
-        cases.push_back(striped(900, d));
-        cases.push_back(by_tiles(2000, 256, d));
-        cases.push_back(by_tiles(700, 16, d));
-        cases.push_back(causal(900, d));
-        cases.back().name = "scores to +-1000";
-        cases.back().spread = 6.0f;
-        cases.back().scale = 1.0;
-        cases.push_back(causal(513, d));
-        cases.back().name = "H 6/1, small scale";
-        cases.back().heads = 6;
-        cases.back().kv_heads = 1;
-        cases.back().scale = 1e-3;
-        for (const case_t &c : cases)
+        for (const case_t &c : small ? few_cases(d) : all_cases(d))
             failed += check_case(c);
     }
     printf("%s\n", failed ? "CHECK FAILED" : "check passed");
@@ -401,5 +413,5 @@ int main(int argc, char **argv)
 {
     if (argc > 1 && std::string(argv[1]) == "soak")
         return soak(argc > 2 ? atoi(argv[2]) : 100) ? 1 : 0;
-    return check();
+    return check(argc > 1 && std::string(argv[1]) == "small");
 }
