@@ -128,7 +128,7 @@ static void print_json(const prefill_t *prefill)
     const ra_prefill_result_t *result = &prefill->result;
     char text[256];
     fputs("{\"id\":", stdout);
-    ra_json_write_string(stdout, prefill->row.id);
+    ra_row_write_id(stdout, &prefill->row);
     printf(",\"tokens\":%lld,\"cached_tokens\":%lld,\"model\":\"%s\",\"seconds\":%.6f,\"ranks\":%d,"
            "\"top\":[",
            (long long)result->tokens, (long long)result->cached_tokens,

@@ -1,7 +1,6 @@
 #include "base/log.h"
 #include "cli/command.h"
 #include "cli/error_policy.h"
-#include "cli/json_write.h"
 #include "cli/model_choice.h"
 #include "cli/row_tokens.h"
 #include "cli/signals.h"
@@ -12,7 +11,7 @@ static ra_status_t print_row(const ra_row_t *row, bool json)
     char id[512];
     if (json) {
         fputs("{\"id\":", stdout);
-        ra_json_write_string(stdout, row->id);
+        ra_row_write_id(stdout, row);
         fputs(",\"tokens\":[", stdout);
     } else {
         ra_log_escape(row->id, id, sizeof(id));

@@ -57,7 +57,7 @@ ra_status_t ra_error_policy_result(const ra_error_policy_t *policy)
 void ra_error_write_row(FILE *out, const ra_row_t *row, bool stopped)
 {
     fputs("{\"id\":", out);
-    ra_json_write_string(out, row->id);
+    ra_row_write_id(out, row);
     fprintf(out,
             ",\"line\":%lld,\"offset\":%lld,\"code\":\"%s\",\"message\":", (long long)row->line,
             (long long)row->offset, ra_row_error_code(row->error));

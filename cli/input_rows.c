@@ -1,6 +1,7 @@
 #include "cli/input_rows.h"
 
 #include "base/log.h"
+#include "cli/json_write.h"
 #include "cli/line_reader.h"
 #include "cli/row_content.h"
 #include "model/file_io.h"
@@ -148,6 +149,15 @@ void ra_row_place(const ra_rows_t *rows, const ra_row_t *row, char *out, size_t 
                  row->id);
     } else {
         snprintf(out, out_size, "%.512s", rows->path);
+    }
+}
+
+void ra_row_write_id(FILE *out, const ra_row_t *row)
+{
+    if (row->id_is_number) {
+        fputs(row->id, out);
+    } else {
+        ra_json_write_string(out, row->id);
     }
 }
 

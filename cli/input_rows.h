@@ -8,9 +8,10 @@
  *   .txt: one document, UTF-8
  *   .npy .bin: one document of token ids (model/npy.h)
  *
- * An id is a string. A missing id becomes "<file>:<line>", the file without its folder; the id of a
- * whole file is its name. An id that occurred before fails the later row, also when the earlier row
- * failed. Blank lines are no rows. Memory: one document at a time.
+ * An id is a string, or an integer, which is kept as one. A missing id becomes "<file>:<line>", the
+ * file without its folder; the id of a whole file is its name. An id that occurred before fails the
+ * later row, also when the earlier row failed. Blank lines are no rows. Memory: one document at a
+ * time.
  */
 #ifndef RA_CLI_INPUT_ROWS_H
 #define RA_CLI_INPUT_ROWS_H
@@ -20,6 +21,7 @@
 #include "cli/text_counts.h"
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 
 enum { RA_ID_MAX = 64 << 10 }; /**< bytes of an id; longer ones are a bad_row */
 
@@ -48,8 +50,9 @@ const char *ra_row_error_code(ra_row_error_t error);
 
 typedef struct ra_row {
     char *id;
-    int64_t line;   /**< 1-based line of a JSONL file, 0 for a whole file */
-    int64_t offset; /**< of the row's first byte in the input */
+    bool id_is_number; /**< written without quotes, as it came */
+    int64_t line;      /**< 1-based line of a JSONL file, 0 for a whole file */
+    int64_t offset;    /**< of the row's first byte in the input */
     ra_row_error_t error;
     char message[512]; /**< why, when error is not NONE */
 
@@ -84,6 +87,8 @@ void ra_row_free(ra_row_t *row);
 /** Mark a row as failed; its text and tokens are released. */
 void ra_row_fail(ra_row_t *row, ra_row_error_t error, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+/** The id as JSON. */
+void ra_row_write_id(FILE *out, const ra_row_t *row);
 /** "docs.jsonl:12 (id \"x\")" for messages. */
 void ra_row_place(const ra_rows_t *rows, const ra_row_t *row, char *out, size_t out_size);
 

@@ -167,7 +167,7 @@ void ra_job_dir_token_file(const char *id, char out[64])
     snprintf(out, 64, "tok/%s.npy", hex);
 }
 
-/* One write() of the whole line, and on the disk. A line that fails half way is cut off again. */
+/* One write() of the whole line. A line that fails half way is cut off again. */
 static ra_status_t append_line(ra_job_dir_t *job, int fd, const char *name, const char *line,
                                int64_t bytes)
 {
@@ -191,11 +191,6 @@ static ra_status_t append_line(ra_job_dir_t *job, int fd, const char *name, cons
         done += n;
     }
     return RA_OK;
-}
-
-static ra_status_t sync_rows(ra_job_dir_t *job, int fd, const char *name)
-{
-    return fdatasync(fd) == 0 ? RA_OK : output_failed(job, name, "synced");
 }
 
 /* The commit point in the middle of a row leaves what a crash inside write() would. */
@@ -222,15 +217,24 @@ ra_status_t ra_job_dir_commit(ra_job_dir_t *job, const char *id, const float *lo
     torn_row_point(job, line, bytes);
     RA_TRY(append_line(job, job->scores_fd, "scores.jsonl", line, bytes));
     commit_point(job);
-    RA_TRY(sync_rows(job, job->scores_fd, "scores.jsonl"));
-    commit_point(job);
     return RA_OK;
 }
 
 ra_status_t ra_job_dir_commit_error(ra_job_dir_t *job, const char *line, int64_t bytes)
 {
-    RA_TRY(append_line(job, job->errors_fd, "errors.jsonl", line, bytes));
-    return sync_rows(job, job->errors_fd, "errors.jsonl");
+    return append_line(job, job->errors_fd, "errors.jsonl", line, bytes);
+}
+
+ra_status_t ra_job_dir_sync(ra_job_dir_t *job)
+{
+    if (fdatasync(job->scores_fd) != 0) {
+        return output_failed(job, "scores.jsonl", "synced");
+    }
+    if (fdatasync(job->errors_fd) != 0) {
+        return output_failed(job, "errors.jsonl", "synced");
+    }
+    commit_point(job);
+    return RA_OK;
 }
 
 ra_status_t ra_job_dir_write_summary(ra_job_dir_t *job, const char *json, int64_t bytes)

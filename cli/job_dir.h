@@ -10,8 +10,9 @@
  *   .lock         locked (flock) by the process that writes, with its number inside
  *
  * A document is committed by: its .npy written under a temporary name, fsynced, renamed, directory
- * fsynced; then its row by one write() and fdatasync(). A crash leaves at most one torn last line,
- * which the next start drops, and a .npy without a row, which is written again.
+ * fsynced; then its row by one write(); the rows of a pass by one fdatasync(). A crash leaves at
+ * most one torn last line, which the next start drops, and a .npy without a row, which is written
+ * again.
  */
 #ifndef RA_CLI_JOB_DIR_H
 #define RA_CLI_JOB_DIR_H
@@ -77,6 +78,8 @@ ra_status_t ra_job_dir_commit(ra_job_dir_t *job, const char *id, const float *lo
                               int64_t count, const char *line, int64_t bytes);
 /** Append one line to errors.jsonl. */
 ra_status_t ra_job_dir_commit_error(ra_job_dir_t *job, const char *line, int64_t bytes);
+/** Put the rows and errors so far on the disk; after each pass. @retval RA_ERR_OUTPUT */
+ra_status_t ra_job_dir_sync(ra_job_dir_t *job);
 /** Replace summary.json. */
 ra_status_t ra_job_dir_write_summary(ra_job_dir_t *job, const char *json, int64_t bytes);
 

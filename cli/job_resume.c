@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "cli/json_write.h"
 #include "cli/line_reader.h"
+#include "cli/row_content.h"
 #include "cli/version_info.h"
 #include "model/file_io.h"
 #include "model/json_check.h"
@@ -189,8 +190,10 @@ static ra_status_t read_row(const char *dir, int64_t line, const cJSON *row, ra_
     ra_digest_t digest;
     int64_t attempt;
     bool fresh;
+    char number[32];
+    bool is_number = ra_id_of_number(id, number);
 
-    if (!cJSON_IsObject(row) || !cJSON_IsString(id) || !cJSON_IsString(document) ||
+    if (!cJSON_IsObject(row) || (!cJSON_IsString(id) && !is_number) || !cJSON_IsString(document) ||
         strncmp(document->valuestring, "xxh3:", 5) != 0 ||
         !ra_digest_parse(document->valuestring + 5, &digest)) {
         return broken_row(dir, line, "it has no id or no digest of its document");
@@ -205,7 +208,7 @@ static ra_status_t read_row(const char *dir, int64_t line, const cJSON *row, ra_
     if (bad) {
         return broken_row(dir, line, ra_last_error());
     }
-    RA_TRY(ra_id_map_add(&done->ids, id->valuestring, digest, &fresh));
+    RA_TRY(ra_id_map_add(&done->ids, is_number ? number : id->valuestring, digest, &fresh));
     if (!fresh) {
         return broken_row(dir, line, "its id occurred before");
     }

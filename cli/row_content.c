@@ -5,6 +5,7 @@
 #include "model/json_check.h"
 #include "model/npy.h"
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +27,16 @@ ra_file_kind_t ra_file_kind(const char *path)
         }
     }
     return RA_FILE_UNKNOWN;
+}
+
+bool ra_id_of_number(const cJSON *node, char out[32])
+{
+    double value = cJSON_IsNumber(node) ? node->valuedouble : NAN;
+    if (!(fabs(value) <= (double)RA_JSON_MAX_INT) || value != floor(value)) {
+        return false;
+    }
+    snprintf(out, 32, "%lld", (long long)value);
+    return true;
 }
 
 /* Take over @a text of malloc(). */
@@ -154,26 +165,32 @@ static ra_status_t parse_text(ra_row_t *row, const char *text)
     return RA_OK;
 }
 
-static ra_status_t parse_id(ra_row_t *row, const cJSON *id)
+static ra_status_t take_id(ra_row_t *row, const char *id, bool is_number)
 {
-    if (id == NULL) {
-        return RA_OK;
-    }
-    if (!cJSON_IsString(id)) {
-        ra_row_fail(row, RA_ROW_BAD_ROW, "\"id\" is not a string");
-        return RA_OK;
-    }
-    if (strlen(id->valuestring) > RA_ID_MAX) {
-        ra_row_fail(row, RA_ROW_BAD_ROW, "an \"id\" of %zu bytes is longer than %d",
-                    strlen(id->valuestring), RA_ID_MAX);
-        return RA_OK;
-    }
-    char *copy = strdup(id->valuestring);
+    char *copy = strdup(id);
     if (copy == NULL) {
         return ra_fail(RA_ERR_NOMEM, "input", "cannot hold an id");
     }
     free(row->id);
     row->id = copy;
+    row->id_is_number = is_number;
+    return RA_OK;
+}
+
+static ra_status_t parse_id(ra_row_t *row, const cJSON *id)
+{
+    char number[32];
+    if (id == NULL) {
+        return RA_OK;
+    }
+    if (cJSON_IsString(id) && strlen(id->valuestring) <= RA_ID_MAX) {
+        return take_id(row, id->valuestring, false);
+    }
+    if (ra_id_of_number(id, number)) {
+        return take_id(row, number, true);
+    }
+    ra_row_fail(row, RA_ROW_BAD_ROW,
+                "\"id\" is neither an integer nor a string of at most %d bytes", RA_ID_MAX);
     return RA_OK;
 }
 

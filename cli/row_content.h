@@ -6,6 +6,7 @@
 #define RA_CLI_ROW_CONTENT_H
 
 #include "cli/input_rows.h"
+#include <cjson/cJSON.h>
 
 typedef enum ra_file_kind {
     RA_FILE_UNKNOWN = 0,
@@ -17,6 +18,9 @@ typedef enum ra_file_kind {
 
 /** By the ending of the name, in any case. */
 ra_file_kind_t ra_file_kind(const char *path);
+
+/** Text of an id that is an integer of at most 2^53. @return false when @a node is none. */
+bool ra_id_of_number(const cJSON *node, char out[32]);
 
 /**
  * Fill @a row from one JSON object. row->id holds the id of a row without one and is replaced.

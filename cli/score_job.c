@@ -132,6 +132,10 @@ static ra_status_t run_pack(job_t *job)
     RA_TRY(ra_signals_status());
     ra_progress_pass(job->progress, job->pack.tokens, ra_rows_bytes_read(job->rows));
     ra_status_t status = ra_pack_run(&job->pack, job->session, emit, job);
+    if (job->dir != NULL) {
+        ra_status_t synced = ra_job_dir_sync(job->dir);
+        status = status == RA_OK ? synced : status;
+    }
     ra_progress_pass_done(job->progress, job->summary.documents, job->errors.rows_failed);
     return status;
 }

@@ -104,7 +104,7 @@ void ra_score_write_row(FILE *out, const ra_row_t *row, const ra_score_t *score,
     char digest[RA_DIGEST_HEX];
     ra_digest_hex(row->digest, digest);
     fputs("{\"id\":", out);
-    ra_json_write_string(out, row->id);
+    ra_row_write_id(out, row);
     fputs(",\"ok\":true", out);
     write_sums(out, row, score);
     bool beyond = row->count + row->has_bos > policy->max_positions;

@@ -550,6 +550,33 @@ static void the_result_of_a_document_does_not_depend_on_its_pack(void **state)
     free(first);
 }
 
+static void ids_that_are_integers_stay_integers(void **state)
+{
+    (void)state;
+    const char *out = test_path("job");
+    const char *in = test_write_text("n.jsonl", "{\"id\":7,\"tokens\":[1,2]}\n"
+                                                "{\"id\":-12,\"tokens\":[1,2]}\n"
+                                                "{\"id\":7,\"tokens\":[1,2]}\n");
+    for (int attempt = 0; attempt < 2; attempt++) {
+        EXPECT(3, "score", "--in", in, "--out", out);
+        assert_int_equal(lines_of("job/scores.jsonl"), 2);
+        assert_true(holds("job/scores.jsonl", "{\"id\":7,"));
+        assert_true(holds("job/scores.jsonl", "{\"id\":-12,"));
+        assert_true(holds("job/errors.jsonl", "{\"id\":7,"));
+    }
+}
+
+static void example_configurations_can_be_read(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"configs/runs/score-long.conf",
+                                        "configs/runs/score-reproducible.conf",
+                                        "configs/runs/prefill-cache.conf"};
+    for (size_t i = 0; i < RA_ARRAY_LEN(names); i++) {
+        EXPECT(0, "config", "--config", names[i]);
+    }
+}
+
 static void prefill_takes_one_document_and_prints_the_next_tokens(void **state)
 {
     (void)state;
@@ -620,6 +647,8 @@ int main(int argc, char **argv)
         CASE(sigint_saves_and_ends_with_130),
         CASE(tokenize_prints_rows_and_reports_bad_ones),
         CASE(the_result_of_a_document_does_not_depend_on_its_pack),
+        CASE(ids_that_are_integers_stay_integers),
+        CASE(example_configurations_can_be_read),
         CASE(prefill_takes_one_document_and_prints_the_next_tokens),
         CASE(doctor_and_validate_reach_a_verdict),
     };

@@ -10,7 +10,7 @@
 #include <signal.h>
 #include <time.h>
 
-enum { DOCUMENTS = 24, COMMIT_POINTS = 5 /* a document */ };
+enum { DOCUMENTS = 24, COMMIT_POINTS = 4 /* a document, beside one a pass */ };
 
 static const char *binary, *other_ranks;
 static int timed_kills, commit_kills;
