@@ -33,8 +33,8 @@
       RA_SYSTEM, "where kernels run")                                                              \
     X(TRANSPORT, "comm.transport", "--transport", RA_TYPE_TEXT, "auto", 0, 0, NULL, "NAME",        \
       RA_FOR_MODEL | RA_FOR_DOCTOR, RA_SYSTEM, "how ranks exchange bytes; doctor lists the rows")  \
-    X(TIMEOUT, "comm.timeout", "--timeout", RA_TYPE_REAL, "300", 0.001, 1e6, NULL, "SECONDS",      \
-      RA_FOR_MODEL | RA_FOR_DOCTOR, RA_SYSTEM, "longest wait for another rank")                    \
+    X(TIMEOUT, "comm.timeout", "--timeout", RA_TYPE_REAL, "0", 0, 1e6, NULL, "SECONDS",            \
+      RA_FOR_MODEL | RA_FOR_DOCTOR, RA_SYSTEM, "longest wait for another rank; 0: the transport's own patience")                    \
     X(BOS, "score.bos", "--bos", RA_TYPE_CHOICE, "none", 0, 0, "none|once", NULL, RA_FOR_MODEL,    \
       RA_SYSTEM, "put the model's BOS token before each document, so that its first token counts") \
     X(TOKEN_LOGPROBS, "score.token_logprobs", "--token-logprobs", RA_TYPE_CHOICE, "none", 0, 0,    \

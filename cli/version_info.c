@@ -1,6 +1,6 @@
 #include "cli/version_info.h"
 
-#include "ra_version.h" /* written into the build folder by cli/write_version.cmake */
+#include "cli/ra_version.h" /* written into the build folder by cli/write_version.cmake */
 
 const char *ra_version(void)
 {

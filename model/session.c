@@ -16,7 +16,7 @@ void ra_session_options_default(ra_session_options_t *options)
                                       .decay_factor = "A",
                                       .ranks = 1,
                                       .tile = 256,
-                                      .timeout_s = 300};
+                                      .timeout_s = 0};
 }
 
 static ra_status_t resolve_layout(ra_session_t *session)

@@ -34,7 +34,7 @@ typedef struct ra_session_options {
     int64_t tile; /**< tokens of a ring tile, >= 1 */
     bool expert_parallel;   /**< experts split over ranks instead of replicated */
     bool reproducible;      /**< same bits for every rank count */
-    double timeout_s;       /**< longest wait for a peer */
+    double timeout_s;       /**< longest wait for a peer; 0: the transport's own patience */
     const char *trace_file; /**< Chrome trace JSON, or NULL */
 } ra_session_options_t;
 

@@ -103,7 +103,9 @@ static ra_status_t rank_body(ra_comm_t *comm, void *arg)
     ra_stream_t *stream = NULL;
     ra_status_t status;
 
-    ra_comm_set_timeout(comm, pass->session->options.timeout_s);
+    if (pass->session->options.timeout_s > 0) {
+        ra_comm_set_timeout(comm, pass->session->options.timeout_s);
+    }
     RA_TRY(pack_local(pass, ra_comm_rank(comm), &local));
     RA_TRY_GOTO(ra_stream_create(pass->session->device, &stream), out);
     RA_TRY_GOTO(forward_rank(pass, comm, stream, &local), out);
