@@ -54,7 +54,6 @@ static void run_panel(const ra_gemm_piece_t *piece, int64_t out, float *wide)
         .rows = piece->row_count,
         .cols = ra_min_i64(RA_TILE_COLS, piece->out_begin + piece->out_count - out),
         .a_row = job->x_stride,
-        .a_step = 1,
         .b_step = RA_TILE_COLS,
         .c = job->y + piece->row_begin * job->y_stride + out,
         .c_row = job->y_stride,

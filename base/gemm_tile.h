@@ -28,8 +28,8 @@
 /** Where one product reads and writes; strides in elements. */
 typedef struct ra_tile {
     int64_t rows, cols, depth; /**< cols <= RA_TILE_COLS */
-    const float *a;            /**< A[i][k] at a + i * a_row + k * a_step */
-    int64_t a_row, a_step;
+    const float *a;            /**< A[i][k] at a + i * a_row + k */
+    int64_t a_row;
     const void *b;  /**< B[k][0 .. RA_TILE_PADDED(cols)) at b + k * b_step, all readable */
     int64_t b_step; /**< elements */
     float *c;       /**< C[i][0 .. cols) at c + i * c_row; nothing beyond is touched */
@@ -62,9 +62,8 @@ RA_INLINE void ra_tile_block(const ra_tile_t *t, int64_t row, const int mr, cons
     }
     const float *b = t->b;
     const uint16_t *b16 = t->b;
-    const int64_t a_step = t->a_step, b_step = t->b_step, depth = t->depth;
-    int64_t at = 0;
-    for (int64_t k = 0; k < depth; k++, at += a_step) {
+    const int64_t b_step = t->b_step, depth = t->depth;
+    for (int64_t k = 0; k < depth; k++) {
         vf bv[4];
         RA_UNROLL
         for (int j = 0; j < nv; j++) {
@@ -74,7 +73,7 @@ RA_INLINE void ra_tile_block(const ra_tile_t *t, int64_t row, const int mr, cons
         b16 += b_step;
         RA_UNROLL
         for (int i = 0; i < mr; i++) {
-            vf av = vf_set1(a[i][at]);
+            vf av = vf_set1(a[i][k]);
             RA_UNROLL
             for (int j = 0; j < nv; j++) {
                 acc[i][j] = vf_fma(av, bv[j], acc[i][j]);
