@@ -216,11 +216,11 @@ static double peak_rss_mib(void)
     return kib / 1024.0;
 }
 
-static const bench_column_t columns[] = {{"tokens", "%.0f"},       {"ranks", "%.0f"},
-                                         {"layout", "%s"},         {"window", "%.0f"},
-                                         {"seconds", "%.2f"},      {"tok_per_s", "%.0f"},
-                                         {"gflop_per_s", "%.1f"},  {"pct_peak", "%.1f"},
-                                         {"peak_rss_mib", "%.0f"}, {"nll_per_token", "%.6f"}};
+static const bench_column_t columns[] = {
+    {"tokens", "%.0f"},      {"ranks", "%.0f"},        {"layout", "%s"},
+    {"window", "%.0f"},      {"seconds", "%.2f"},      {"tok_per_s", "%.0f"},
+    {"gflop_per_s", "%.1f"}, {"pct_peak", "%.1f"},     {"cpu_s", "%.2f"},
+    {"pct_core", "%.1f"},    {"peak_rss_mib", "%.0f"}, {"nll_per_token", "%.6f"}};
 
 int main(int argc, char **argv)
 {
@@ -270,6 +270,8 @@ int main(int argc, char **argv)
                          BENCH_TEXT(ra_session_options(work.session)->layout), BENCH_NUMBER(window),
                          BENCH_NUMBER(time.median), BENCH_NUMBER((double)tokens / time.median),
                          BENCH_NUMBER(rate * 1e-9), BENCH_NUMBER(100.0 * rate / bench->peak_all),
+                         BENCH_NUMBER(time.cpu),
+                         BENCH_NUMBER(100.0 * rate * time.median / (time.cpu * bench->peak_core)),
                          BENCH_NUMBER(rss), BENCH_NUMBER(nll / (double)(tokens - 1))});
     ra_session_close(work.session);
     free((void *)work.document.tokens);
