@@ -31,7 +31,7 @@ typedef struct job {
     ra_status_t halt; /* RA_OK, or why the job ends after the documents that are finished */
 } job_t;
 
-/* Compose a line with @a write_line and hand it to the directory or to stdout. */
+/* A stream to compose a row in; *line is its text once it is closed, and the caller frees it. */
 static FILE *open_line(char **line, size_t *bytes)
 {
     *line = NULL;
