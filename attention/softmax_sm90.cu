@@ -143,10 +143,28 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *q_
     }
 }
 
+/* The warp's products are done with what @a bar guards (all lanes waited for them together). */
 __device__ __forceinline__ void release(uint64_t *bar)
 {
     if ((threadIdx.x & 31) == 0)
         ra_mbar_arrive(ra_smem_addr(bar));
+}
+
+/* Read @a words from shared memory by the lane that will also arrive for the warp. */
+template <class T> __device__ __forceinline__ T read_shared(const T *shared)
+{
+    constexpr int words = sizeof(T) / 4;
+    int value[words] = {};
+    if ((threadIdx.x & 31) == 0)
+#pragma unroll
+        for (int i = 0; i < words; i++)
+            value[i] = reinterpret_cast<const int *>(shared)[i];
+#pragma unroll
+    for (int i = 0; i < words; i++)
+        value[i] = __shfl_sync(0xFFFFFFFF, value[i], 0);
+    T result;
+    memcpy(&result, value, sizeof(T));
+    return result;
 }
 
 template <class C>
@@ -188,7 +206,8 @@ __device__ __forceinline__ void consume(const params_t &p, const shared_t<C> &sh
         ra_bar_arrive(next_turn, 256);
     for (;;) {
         ra_mbar_wait(ra_smem_addr(&control->job_full[job_slot.index]), job_slot.lap);
-        const job_t &job = control->job[job_slot.index];
+        const job_t *const job_at = &control->job[job_slot.index];
+        job_t job = read_shared(job_at);
         const int steps = job.steps;
         if (steps < 0)
             break;
@@ -210,14 +229,14 @@ __device__ __forceinline__ void consume(const params_t &p, const shared_t<C> &sh
             uint32_t pairs[C::BN / 4];
             ra_mbar_wait(ra_smem_addr(&control->q_full[q_slot.index][wg]), q_slot.lap);
             ra_mbar_wait(ra_smem_addr(&control->k_full[k_slot.index]), k_slot.lap);
-            int flags = control->step[k_slot.index].flags;
+            int flags = read_shared(&control->step[k_slot.index].flags);
             ra_regs_pin(s);
             ra_wgmma_fence();
             issue_scores<C>(s, q_desc, k_desc0 + k_slot.index * (C::KV_BYTES / 16));
             ra_wgmma_wait<0>();
             ra_regs_pin(s);
             if (flags & RA_TILE_MASK)
-                hide(p, control->step[k_slot.index], early, s);
+                hide(p, read_shared(&control->step[k_slot.index]), early, s);
             release(&control->k_empty[k_slot.index]);
             k_slot.next();
             soften<C>(p.scale, rows, s, alpha);
@@ -227,7 +246,7 @@ __device__ __forceinline__ void consume(const params_t &p, const shared_t<C> &sh
                 rescale(o, alpha);
             for (int j = 1; j < steps; j++) {
                 ra_mbar_wait(ra_smem_addr(&control->k_full[k_slot.index]), k_slot.lap);
-                flags = control->step[k_slot.index].flags;
+                flags = read_shared(&control->step[k_slot.index].flags);
                 ra_bar_sync(my_turn, 256);
                 ra_regs_pin(s);
                 ra_wgmma_fence();
@@ -240,16 +259,17 @@ __device__ __forceinline__ void consume(const params_t &p, const shared_t<C> &sh
                 ra_wgmma_wait<1>();
                 ra_regs_pin(s);
                 if (flags & RA_TILE_MASK)
-                    hide(p, control->step[k_slot.index], load_intervals(p, job, row), s);
+                    hide(p, read_shared(&control->step[k_slot.index]),
+                         load_intervals(p, read_shared(job_at), row), s);
                 release(&control->k_empty[k_slot.index]);
                 k_slot.next();
                 soften<C>(p.scale, rows, s, alpha);
                 close_span(flags, rows);
                 ra_wgmma_wait<0>();
                 ra_regs_pin(o);
-                pack(s, pairs);
                 release(&control->v_empty[v_slot.index]);
                 v_slot.next();
+                pack(s, pairs);
                 rescale(o, alpha);
             }
             release(&control->q_empty[q_slot.index][wg]);
@@ -263,11 +283,11 @@ __device__ __forceinline__ void consume(const params_t &p, const shared_t<C> &sh
             release(&control->v_empty[v_slot.index]);
             v_slot.next();
         }
+        job = read_shared(job_at); /* again, rather than in registers all the way */
         if (p.out)
             store_out<C>(p, job, row, rows, o);
         else if (steps > 0 || p.fresh)
             store_state<C>(p, job, row, rows, o);
-        __syncwarp();
         release(&control->job_empty[job_slot.index]);
         job_slot.next();
     }

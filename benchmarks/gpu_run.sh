@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 BUILD=${BUILD:-build-gpu}
 OUT=${OUT:-out}
 NVCC=${NVCC:-nvcc}
-FLAGS="-std=c++17 -O3 -I. -gencode arch=compute_90a,code=sm_90a -Xcompiler -fPIC"
+FLAGS="-std=c++17 -O3 -lineinfo -I. -gencode arch=compute_90a,code=sm_90a -Xcompiler -fPIC"
 mkdir -p "$BUILD" "$OUT"
 
 build()

@@ -208,11 +208,12 @@ double run_ring(std::vector<rank_t> &ranks, int repeats, bool arrive, double *ke
             rank.layer->call.ready = rank.ready;
             rank.layer->call.epoch = now;
             rank.layer->call.gate_keys = rank.layer->block.rows / PIECES;
-            if (arrive)
-                queue_copies(ranks, me, now, write_value);
             CUDA(cudaEventRecord(rank.start, rank.compute));
             RA(ra_softmax_sm90_launch(&rank.layer->call, rank.compute));
             CUDA(cudaEventRecord(rank.done, rank.compute));
+            /* After the kernel, which has its own keys to begin with and waits at the gates. */
+            if (arrive)
+                queue_copies(ranks, me, now, write_value);
             CUDA(cudaDeviceSynchronize());
             meeting.wait();
             float ms;
