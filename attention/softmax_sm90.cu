@@ -395,6 +395,9 @@ ra_status_t check_call(const ra_softmax_cuda_call_t *call, const kernel_t *kerne
     if (block->dtype != RA_BF16 || !(block->scale > 0.0f))
         return ra_fail(RA_ERR_UNSUPPORTED, subsystem,
                        "the sm90 kernel needs bf16 and a positive scale");
+    if (block->mask.key_score || block->mask.row_threshold || block->mask.key_bias)
+        return ra_fail(RA_ERR_UNSUPPORTED, subsystem,
+                       "the sm90 kernel has no key scores, thresholds or biases");
     if (block->kv_heads < 1 || block->heads % block->kv_heads != 0)
         return ra_fail(RA_ERR_SHAPE, subsystem, "%d heads over %d kv heads", block->heads,
                        block->kv_heads);

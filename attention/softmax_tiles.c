@@ -145,10 +145,6 @@ static ra_status_t fold_spans(ra_softmax_tiles_t *tiles, const ra_softmax_block_
 
 static ra_status_t check_block(const ra_softmax_block_t *block)
 {
-    if (block->mask.key_score || block->mask.row_threshold || block->mask.key_bias) {
-        return ra_fail(RA_ERR_UNSUPPORTED, subsystem,
-                       "tiled softmax has no key scores, thresholds or biases");
-    }
     if (block->rows > INT32_MAX || block->keys > INT32_MAX) {
         return ra_fail(RA_ERR_UNSUPPORTED, subsystem, "%lld rows or %lld keys pass 2^31",
                        (long long)block->rows, (long long)block->keys);

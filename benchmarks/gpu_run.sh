@@ -25,7 +25,9 @@ build()
     if grep -E '\(C75[0-9][0-9]\)' "$BUILD/softmax_sm90.log"; then
         exit 1
     fi
-    objects="$objects $BUILD/softmax_sm90.o"
+    $NVCC -std=c++17 -O3 -lineinfo -I. -Xcompiler -fPIC -gencode arch=compute_80,code=compute_80 \
+        -gencode arch=compute_90,code=sm_90 -c attention/softmax_cuda.cu -o "$BUILD/softmax_cuda.o"
+    objects="$objects $BUILD/softmax_sm90.o $BUILD/softmax_cuda.o"
     for program in softmax_cuda_check softmax_cuda_perf ring_cuda_perf; do
         $NVCC $FLAGS -c benchmarks/$program.cu -o "$BUILD/$program.o"
         $NVCC -o "$BUILD/$program" "$BUILD/$program.o" $objects -Xlinker -lpthread

@@ -20,6 +20,8 @@ struct case_t {
     std::vector<int64_t> row_lo, row_hi, key_pos;
     std::vector<ra_row_group_t> groups;
     std::vector<ra_key_span_t> spans;
+    std::vector<float> key_score, row_threshold,
+        key_bias; /* [heads, keys], [heads, rows], [keys] */
 };
 
 static inline void positions(case_t &c, int64_t first = 0, int64_t stride = 1)
@@ -135,6 +137,21 @@ static inline case_t by_tiles(int64_t n, int64_t tile, int head_dim)
         c.spans.push_back({begin, std::min(tile, n - begin)});
     for (int64_t begin = 0; begin < n; begin += tile)
         c.groups.push_back({begin, std::min(tile, n - begin), 0, (int64_t)c.spans.size()});
+    return c;
+}
+
+/* Dynamic masks and biases over causal attention; about a third of the keys pass. */
+static inline case_t scored(int64_t n, int head_dim)
+{
+    case_t c = causal(n, head_dim);
+    c.name = "scores, thresholds, biases";
+    std::mt19937 random(3);
+    for (int64_t i = 0; i < c.heads * n; i++)
+        c.key_score.push_back((float)(random() % 97));
+    for (int64_t i = 0; i < c.heads * n; i++)
+        c.row_threshold.push_back(random() % 50 == 0 ? 1000.0f : 66.0f);
+    for (int64_t i = 0; i < n; i++)
+        c.key_bias.push_back((float)(random() % 100) * 0.02f - 1.0f);
     return c;
 }
 

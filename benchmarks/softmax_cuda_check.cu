@@ -1,7 +1,7 @@
 /*
  * softmax_cuda_check [small | soak [TIMES]]
  *
- * The Hopper softmax kernel against a double-precision oracle over a list of masks and shapes,
+ * The CUDA softmax kernels against a double-precision oracle over a list of masks and shapes,
  * outputs and states poisoned, keys folded in one call and in several; repeats and split calls must
  * agree to the bit where the contract says so. soak repeats one problem and compares bits.
  */
@@ -21,6 +21,8 @@ struct oracle_t {
     const int32_t *row_group;
     const ra_row_group_t *groups;
     const ra_key_span_t *spans;
+    const float *key_score, *row_threshold, *key_bias; /* or NULL */
+    int64_t row_count, key_count;
     int heads, kv_heads, head_dim;
     double scale;
     double *out, *lse;
@@ -43,10 +45,10 @@ __device__ double block_reduce(double x, bool want_max, double *scratch)
     return result;
 }
 
-/* One block a (listed row, head); 128 threads; scores are computed twice. */
+/* One block a (listed row, head); 256 threads; scores are computed twice. */
 __global__ void oracle_kernel(oracle_t t)
 {
-    __shared__ double scratch[128], q[128], o[128];
+    __shared__ double scratch[256], q[256], o[256];
     const int64_t row = t.rows[blockIdx.x];
     const int head = blockIdx.y, kv = head / (t.heads / t.kv_heads), d = t.head_dim;
     if (threadIdx.x < d) {
@@ -63,13 +65,16 @@ __global__ void oracle_kernel(oracle_t t)
                 int64_t key = span.key_begin + base + threadIdx.x;
                 bool seen = base + threadIdx.x < span.key_count &&
                             t.key_pos[key] >= t.row_lo[row] && t.key_pos[key] < t.row_hi[row];
+                if (seen && t.key_score)
+                    seen = t.key_score[head * t.key_count + key] >=
+                           t.row_threshold[head * t.row_count + row];
                 double score = -INFINITY;
                 if (seen) {
                     double dot = 0.0;
                     for (int i = 0; i < d; i++)
                         dot +=
                             q[i] * (double)__bfloat162float(t.k[(key * t.kv_heads + kv) * d + i]);
-                    score = dot * t.scale;
+                    score = dot * t.scale + (t.key_bias ? (double)t.key_bias[key] : 0.0);
                 }
                 if (pass == 0) {
                     top = fmax(top, score);
@@ -107,22 +112,41 @@ struct result_t {
     std::vector<float> out, lse, m, l, o;
 };
 
+__global__ void widen(float *to, const __nv_bfloat16 *from, int64_t n)
+{
+    for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < n;
+         i += (int64_t)gridDim.x * blockDim.x)
+        to[i] = __bfloat162float(from[i]);
+}
+
 struct inputs_t {
     device_t<__nv_bfloat16> q, k, v;
+    device_t<float> q32, k32, v32, key_score, row_threshold, key_bias;
     explicit inputs_t(const case_t &c)
-        : q(c.rows * c.heads * c.head_dim), k(c.keys * c.kv_heads * c.head_dim),
-          v(c.keys * c.kv_heads * c.head_dim)
+        : q(c.rows * c.heads * c.head_dim), k(c.keys * c.kv_heads * c.head_dim), v(k.count),
+          q32(q.count), k32(k.count), v32(v.count), key_score(c.key_score.size()),
+          row_threshold(c.row_threshold.size()), key_bias(c.key_bias.size())
     {
         static uint32_t seed = 1;
         fill(q, seed++, c.spread);
         fill(k, seed++, c.spread);
         fill(v, seed++);
+        widen<<<256, 256>>>(q32.data, q.data, (int64_t)q.count);
+        widen<<<256, 256>>>(k32.data, k.data, (int64_t)k.count);
+        widen<<<256, 256>>>(v32.data, v.data, (int64_t)v.count);
+        key_score.put(c.key_score.data());
+        row_threshold.put(c.row_threshold.data());
+        key_bias.put(c.key_bias.data());
     }
 };
 
+/* Which kernel on which inputs; the last two are the complete one. */
+enum kernel_choice { SM90, CUDA_BF16, CUDA_F32 };
+const char *const kernel_names[] = {"sm90", "cuda bf16", "cuda f32"};
+
 /* Fold the keys in @a calls blocks cut at span borders where the case has more spans than calls. */
-result_t run(const case_t &c, const inputs_t &in, int calls, int merge, bool f32_out,
-             bool want_state)
+result_t run(const case_t &c, const inputs_t &in, kernel_choice kernel, int calls, int merge,
+             bool f32_out, bool want_state)
 {
     const size_t elements = (size_t)c.rows * c.heads * c.head_dim, lines = (size_t)c.rows * c.heads;
     device_t<float> m(lines), l(lines), o(elements), lse(lines), out32(elements);
@@ -131,7 +155,10 @@ result_t run(const case_t &c, const inputs_t &in, int calls, int merge, bool f32
     cudaStream_t stream;
     CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     int32_t bm, bn;
-    RA(ra_softmax_sm90_tile(c.head_dim, &bm, &bn));
+    if (kernel == SM90)
+        RA(ra_softmax_sm90_tile(c.head_dim, &bm, &bn));
+    else
+        ra_softmax_cuda_tile(&bm, &bn);
     for (int call = 0; call < calls; call++) {
         int64_t begin = c.keys * call / calls, end = c.keys * (call + 1) / calls;
         if ((int64_t)c.spans.size() > calls) {
@@ -159,10 +186,11 @@ result_t run(const case_t &c, const inputs_t &in, int calls, int merge, bool f32
         block.kv_heads = c.kv_heads;
         block.head_dim = c.head_dim;
         block.scale = (float)(c.scale != 0.0 ? c.scale : 1.0 / sqrt((double)c.head_dim));
-        block.dtype = RA_BF16;
-        block.q = in.q.data;
-        block.k = in.k.data + begin * c.kv_heads * c.head_dim;
-        block.v = in.v.data + begin * c.kv_heads * c.head_dim;
+        const int64_t skip = begin * c.kv_heads * c.head_dim;
+        block.dtype = kernel == CUDA_F32 ? RA_F32 : RA_BF16;
+        block.q = kernel == CUDA_F32 ? (const void *)in.q32.data : in.q.data;
+        block.k = kernel == CUDA_F32 ? (const void *)(in.k32.data + skip) : in.k.data + skip;
+        block.v = kernel == CUDA_F32 ? (const void *)(in.v32.data + skip) : in.v.data + skip;
         block.q_stride = (int64_t)c.heads * c.head_dim;
         block.k_stride = block.v_stride = (int64_t)c.kv_heads * c.head_dim;
         block.mask.row_lo = c.row_lo.data();
@@ -175,6 +203,17 @@ result_t run(const case_t &c, const inputs_t &in, int calls, int merge, bool f32
         RA(ra_softmax_tiles_create(&block, bm, bn, merge, &tiles));
         device_t<unsigned char> list(ra_softmax_tiles_layout(tiles)->bytes);
         list.put(ra_softmax_tiles_data(tiles));
+        std::vector<float> score; /* [heads, keys of this call] */
+        for (int h = 0; h < c.heads && !c.key_score.empty(); h++)
+            score.insert(score.end(), c.key_score.begin() + h * c.keys + begin,
+                         c.key_score.begin() + h * c.keys + end);
+        device_t<float> key_score(score.size());
+        key_score.put(score.data());
+        if (!c.key_score.empty()) {
+            block.mask.key_score = key_score.data;
+            block.mask.row_threshold = in.row_threshold.data;
+            block.mask.key_bias = in.key_bias.data + begin;
+        }
         CUDA(cudaDeviceSynchronize());
         ra_softmax_cuda_call_t launch = {};
         launch.block = &block;
@@ -188,7 +227,8 @@ result_t run(const case_t &c, const inputs_t &in, int calls, int merge, bool f32
             launch.out_stride = (int64_t)c.heads * c.head_dim;
             launch.lse = lse.data;
         }
-        RA(ra_softmax_sm90_launch(&launch, stream));
+        RA(kernel == SM90 ? ra_softmax_sm90_launch(&launch, stream)
+                          : ra_softmax_cuda_launch(&launch, stream));
         CUDA(cudaStreamSynchronize(stream));
         ra_softmax_tiles_destroy(tiles);
     }
@@ -252,6 +292,11 @@ truth_t oracle(const case_t &c, const inputs_t &in)
                   row_group.data,
                   groups.data,
                   spans.data,
+                  c.key_score.empty() ? nullptr : in.key_score.data,
+                  c.row_threshold.empty() ? nullptr : in.row_threshold.data,
+                  c.key_bias.empty() ? nullptr : in.key_bias.data,
+                  c.rows,
+                  c.keys,
                   c.heads,
                   c.kv_heads,
                   c.head_dim,
@@ -259,17 +304,21 @@ truth_t oracle(const case_t &c, const inputs_t &in)
                                  : (double)(float)(1.0 / sqrt((double)c.head_dim)),
                   out.data,
                   lse.data};
-    oracle_kernel<<<dim3((unsigned)truth.rows.size(), c.heads), 128>>>(t);
+    oracle_kernel<<<dim3((unsigned)truth.rows.size(), c.heads), 256>>>(t);
     CUDA(cudaDeviceSynchronize());
     truth.out = out.get();
     truth.lse = lse.get();
     return truth;
 }
 
-/* Relative L2 error of a bf16 answer: p is rounded to 2^-9, the answer once more. */
-const double OUT_TOLERANCE = 3e-3, LSE_TOLERANCE = 1e-4;
+/*
+ * Relative L2 errors. bf16: p is rounded to 2^-9 (sm90), the answer once more. fp32: a few ulps a
+ * sum; scores of 1000 are themselves off by 1e-4, and p with them.
+ */
+const double BF16_TOLERANCE = 3e-3, F32_TOLERANCE = 2e-6, LSE_TOLERANCE = 1e-6;
 
-int compare(const case_t &c, const truth_t &truth, const result_t &got, const char *how)
+int compare(const case_t &c, const truth_t &truth, const result_t &got, double tolerance,
+            const char *how)
 {
     double error = 0.0, norm = 0.0, worst = 0.0, lse_worst = 0.0;
     int bad = 0;
@@ -297,7 +346,7 @@ int compare(const case_t &c, const truth_t &truth, const result_t &got, const ch
             for (int i = 0; i < c.heads * c.head_dim; i++)
                 bad += !std::isnan(got.out[(size_t)r * c.heads * c.head_dim + i]);
     const double relative = norm > 0.0 ? sqrt(error / norm) : sqrt(error);
-    const bool ok = relative <= OUT_TOLERANCE && lse_worst <= LSE_TOLERANCE && bad == 0;
+    const bool ok = relative <= tolerance && lse_worst <= LSE_TOLERANCE && bad == 0;
     printf("%s %-32s d%-3d R%-5lld J%-5lld H%d/%d %-22s out %.2e max %.2e lse %.1e%s\n",
            ok ? "ok  " : "FAIL", c.name.c_str(), c.head_dim, (long long)c.rows, (long long)c.keys,
            c.heads, c.kv_heads, how, relative, worst, lse_worst, bad ? " STRAY WRITES" : "");
@@ -313,25 +362,29 @@ int verdict(bool ok, const case_t &c, const char *what)
     return ok ? 0 : 1;
 }
 
-int check_case(const case_t &c)
+int check_case(const case_t &c, kernel_choice kernel)
 {
     inputs_t in(c);
     truth_t truth = oracle(c, in);
+    const bool f32 = kernel == CUDA_F32;
+    const double tolerance = !f32 ? BF16_TOLERANCE : c.spread > 1.0f ? 1e-3 : F32_TOLERANCE;
     int failed = 0;
-    result_t once = run(c, in, 1, 1, false, false);
-    failed += compare(c, truth, once, "one call, merged");
+    result_t once = run(c, in, kernel, 1, 1, f32, false);
+    failed += compare(c, truth, once, tolerance,
+                      (std::string(kernel_names[kernel]) + ", one call").c_str());
     for (int calls = 2; calls <= 5 && calls <= c.keys; calls++) {
-        std::string how = std::to_string(calls) + " calls";
-        failed += compare(c, truth, run(c, in, calls, calls & 1, calls == 3, false), how.c_str());
+        std::string how = kernel_names[kernel] + (", " + std::to_string(calls)) + " calls";
+        failed += compare(c, truth, run(c, in, kernel, calls, calls & 1, f32 || calls == 3, false),
+                          tolerance, how.c_str());
     }
     bool equal = true;
     for (int i = 0; i < 5; i++)
-        equal = equal && same_bits(run(c, in, 1, 1, false, false).out, once.out);
+        equal = equal && same_bits(run(c, in, kernel, 1, 1, f32, false).out, once.out);
     failed += verdict(equal, c, "repeats are bit-equal");
     if (c.spans.size() > 5) {
-        result_t whole = run(c, in, 1, 0, true, true);
+        result_t whole = run(c, in, kernel, 1, 0, true, true);
         for (int calls = 2; calls <= 5; calls++) {
-            result_t parts = run(c, in, calls, 0, true, true);
+            result_t parts = run(c, in, kernel, calls, 0, true, true);
             equal = same_bits(parts.m, whole.m) && same_bits(parts.l, whole.l) &&
                     same_bits(parts.o, whole.o);
             failed += verdict(equal, c, "state does not depend on the number of calls");
@@ -368,6 +421,9 @@ std::vector<case_t> all_cases(int d)
     cases.back().heads = 6;
     cases.back().kv_heads = 1;
     cases.back().scale = 1e-3;
+    cases.push_back(causal(300, d));
+    cases.back().name = "a key head a head";
+    cases.back().heads = cases.back().kv_heads = 3;
     return cases;
 }
 
@@ -381,9 +437,17 @@ std::vector<case_t> few_cases(int d)
 int check(bool small)
 {
     int failed = 0;
-    for (int d : {128, 64}) {
+    for (int d : {128, 64})
         for (const case_t &c : small ? few_cases(d) : all_cases(d))
-            failed += check_case(c);
+            failed += check_case(c, SM90);
+    for (int d : {256, 128, 80, 64, 32, 7}) {
+        std::vector<case_t> cases = few_cases(d);
+        cases.push_back(scored(300, d));
+        if (!small && d == 128)
+            cases = all_cases(d);
+        for (const case_t &c : cases)
+            for (kernel_choice kernel : {CUDA_BF16, CUDA_F32})
+                failed += check_case(c, kernel);
     }
     printf("%s\n", failed ? "CHECK FAILED" : "check passed");
     return failed ? 1 : 0;
@@ -396,10 +460,10 @@ int soak(int times)
     for (int d : {128, 64}) {
         case_t c = packed(20000, d, 9, true);
         inputs_t in(c);
-        const result_t first = run(c, in, 3, 1, false, false);
+        const result_t first = run(c, in, SM90, 3, 1, false, false);
         bool equal = true;
         for (int i = 1; i < times; i++) {
-            const result_t again = run(c, in, 3, 1, false, false);
+            const result_t again = run(c, in, SM90, 3, 1, false, false);
             equal = equal && same_bits(again.out, first.out) && same_bits(again.lse, first.lse);
         }
         failed += verdict(equal, c, (std::to_string(times) + " repeats are bit-equal").c_str());
