@@ -138,8 +138,10 @@ static void measure(bench_t *bench, const char *kernel, attention_t *a, const ch
                          BENCH_TEXT(ra_softmax_kernel_name(a->kernel)), BENCH_TEXT(mask),
                          BENCH_NUMBER(b->rows), BENCH_NUMBER(b->heads), BENCH_NUMBER(b->kv_heads),
                          BENCH_NUMBER(b->head_dim), BENCH_NUMBER(time.median * 1e3),
-                         BENCH_NUMBER(rate * 1e-9), BENCH_NUMBER(100.0 * rate / bench->peak_all),
-                         BENCH_NUMBER(100.0 * flops / time.cpu / bench->peak_core)});
+                         BENCH_NUMBER(rate * 1e-9), BENCH_NUMBER(100.0 * flops / time.peak_flops),
+                         BENCH_NUMBER(100.0 * flops / time.peak_flops_most),
+                         BENCH_NUMBER(100.0 * flops / time.peak_flops_least),
+                         BENCH_NUMBER(100.0 * flops / time.core_flops)});
 }
 
 int main(int argc, char **argv)
@@ -157,9 +159,9 @@ int main(int argc, char **argv)
         [KERNEL] = {"--kernel", "auto", "row of the softmax table"},
     };
     static const bench_column_t columns[] = {
-        {"kernel", "%s"},     {"mask", "%s"},       {"tokens", "%.0f"},    {"heads", "%.0f"},
-        {"kv_heads", "%.0f"}, {"head_dim", "%.0f"}, {"median_ms", "%.1f"}, {"gflop_per_s", "%.1f"},
-        {"pct_peak", "%.1f"}, {"pct_core", "%.1f"}};
+        {"kernel", "%s"},     {"mask", "%s"},        {"tokens", "%.0f"},    {"heads", "%.0f"},
+        {"kv_heads", "%.0f"}, {"head_dim", "%.0f"},  {"median_ms", "%.1f"}, {"gflop_per_s", "%.1f"},
+        {"pct_peak", "%.1f"}, {"pct_least", "%.1f"}, {"pct_most", "%.1f"},  {"pct_core", "%.1f"}};
     bench_t *bench = bench_open(argc, argv, "attention_perf",
                                 "softmax attention over one block, 4 D flops a visible pair", flags,
                                 (int)RA_ARRAY_LEN(flags));

@@ -83,13 +83,13 @@ static bench_peak_func_t *peak_func(ra_cpu_isa_t isa)
     return bench_peak_table[isa];
 }
 
-enum { MAX_THREADS = 1024 };
+enum { MAX_THREADS = 1024, PIECES_A_THREAD = 8 };
 
 typedef struct peak_job {
     bench_peak_func_t *func;
     int64_t steps;
-    double flops[MAX_THREADS];
-    float sink[MAX_THREADS];
+    double flops[MAX_THREADS * PIECES_A_THREAD];
+    float sink[MAX_THREADS * PIECES_A_THREAD];
 } peak_job_t;
 
 static void peak_piece(void *arg, int64_t index)
@@ -105,33 +105,34 @@ static double cpu_s(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* As bench_peak() of one thread, against processor time. */
-static double peak_core(const bench_t *bench)
-{
-    double best = 0.0;
-    float sink;
-    for (int repeat = 0; repeat < 30; repeat++) {
-        double start = cpu_s();
-        double rate = peak_func(bench->isa)(2000000, &sink) / (cpu_s() - start);
-        best = rate > best ? rate : best;
-    }
-    return best;
-}
+/* FLOP/s of one burst of FMAs, per second and per second of processor time. */
+typedef struct peak_rate {
+    double wall, core;
+} peak_rate_t;
 
-double bench_peak(const bench_t *bench, ra_cpu_isa_t isa, int threads)
+/* Several pieces a thread: like the kernels, a thread that is held up leaves its work to others. */
+static peak_rate_t peak_burst(const bench_t *bench, ra_cpu_isa_t isa, int threads, int64_t steps)
 {
     static peak_job_t job;
-    double best = 0.0;
+    int64_t pieces = threads > 1 ? (int64_t)threads * PIECES_A_THREAD : 1;
     job.func = peak_func(isa);
-    job.steps = 2000000;
+    job.steps = steps * threads / pieces;
+    double start = ra_clock_s(), start_busy = cpu_s(), flops = 0.0;
+    ra_pool_for(bench->pool, pieces, peak_piece, &job);
+    double seconds = ra_clock_s() - start, busy = cpu_s() - start_busy;
+    for (int64_t i = 0; i < pieces; i++) {
+        flops += job.flops[i];
+    }
+    return (peak_rate_t){flops / seconds, flops / busy};
+}
+
+static peak_rate_t peak_best(const bench_t *bench, ra_cpu_isa_t isa, int threads)
+{
+    peak_rate_t best = {0.0, 0.0};
     for (int repeat = 0; repeat < 30; repeat++) {
-        double start = ra_clock_s(), flops = 0.0;
-        ra_pool_for(bench->pool, threads, peak_piece, &job);
-        double seconds = ra_clock_s() - start;
-        for (int i = 0; i < threads; i++) {
-            flops += job.flops[i];
-        }
-        best = flops / seconds > best ? flops / seconds : best;
+        peak_rate_t rate = peak_burst(bench, isa, threads, 2000000);
+        best.wall = rate.wall > best.wall ? rate.wall : best.wall;
+        best.core = rate.core > best.core ? rate.core : best.core;
     }
     return best;
 }
@@ -225,9 +226,10 @@ bench_t *bench_open(int argc, char **argv, const char *program, const char *doc,
         ra_stream_create(bench->device, &bench->stream) != RA_OK) {
         exit(5);
     }
-    bench->peak_one = bench_peak(bench, bench->isa, 1);
-    bench->peak_all = bench_peak(bench, bench->isa, bench->threads);
-    bench->peak_core = peak_core(bench);
+    peak_rate_t one = peak_best(bench, bench->isa, 1);
+    bench->peak_one = one.wall;
+    bench->peak_core = one.core;
+    bench->peak_all = peak_best(bench, bench->isa, bench->threads).wall;
     print_heading(bench, doc, argc, argv);
     return bench;
 }
@@ -265,23 +267,41 @@ static int compare_doubles(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+/* The middle of @a count numbers, which are sorted on the way. */
+static double median(double *values, int count)
+{
+    qsort(values, (size_t)count, sizeof(*values), compare_doubles);
+    return values[count / 2];
+}
+
 bench_time_t bench_run(const bench_t *bench, void (*func)(void *arg), void *arg)
 {
-    double *seconds = bench_alloc(2 * bench->iters * (int64_t)sizeof(*seconds));
-    double *busy = seconds + bench->iters;
+    enum { STEPS = 10000000 }; /* of a peak sample: 20 to 40 ms */
+    int n = bench->iters;
+    double *seconds = bench_alloc(4 * n * (int64_t)sizeof(*seconds));
+    double *busy = seconds + n, *wall_flops = busy + n, *core_flops = wall_flops + n;
     for (int i = 0; i < bench->warmup; i++) {
         func(arg);
     }
-    for (int i = 0; i < bench->iters; i++) {
+    peak_rate_t before = peak_burst(bench, ra_cpu_isa(), bench->threads, STEPS);
+    for (int i = 0; i < n; i++) {
         double start = ra_clock_s(), start_busy = cpu_s();
         func(arg);
         seconds[i] = ra_clock_s() - start;
         busy[i] = cpu_s() - start_busy;
+        peak_rate_t after = peak_burst(bench, ra_cpu_isa(), bench->threads, STEPS);
+        wall_flops[i] = seconds[i] * 0.5 * (before.wall + after.wall);
+        core_flops[i] = busy[i] * 0.5 * (before.core + after.core);
+        before = after;
     }
-    qsort(busy, (size_t)bench->iters, sizeof(*busy), compare_doubles);
-    qsort(seconds, (size_t)bench->iters, sizeof(*seconds), compare_doubles);
-    bench_time_t result = {seconds[bench->iters / 2], seconds[0], seconds[bench->iters - 1],
-                           busy[bench->iters / 2]};
+    bench_time_t result = {.median = median(seconds, n),
+                           .cpu = median(busy, n),
+                           .peak_flops = median(wall_flops, n),
+                           .core_flops = median(core_flops, n)};
+    result.best = seconds[0];
+    result.worst = seconds[n - 1];
+    result.peak_flops_least = wall_flops[0];
+    result.peak_flops_most = wall_flops[n - 1];
     free(seconds);
     return result;
 }

@@ -5,12 +5,13 @@
  * Shared flags   --threads N   threads of the pool (default: cores of the affinity mask)
  *                --iters N     timed iterations a case; the median is reported
  *                --warmup N    untimed iterations first
- *                --check on|off  compare results with an oracle (default on); a mismatch ends with
+ *                --check on|off  compare results with an oracle (default on); a mismatch exits with
  * 1
  *                --json FILE   also write everything as JSON ("-": to stdout instead of the table)
  *                --help
  * A number is only worth its context, so each report states the CPU, the instruction set, the git
- * commit, the command line and the floating-point peak measured in the same run.
+ * commit, the command line and the floating-point peak measured in the same run; percentages are of
+ * the peak sampled around each timed iteration (bench_run()).
  */
 #ifndef RA_BENCHMARKS_BENCH_H
 #define RA_BENCHMARKS_BENCH_H
@@ -59,14 +60,19 @@ int64_t bench_int(const bench_flag_t *flag);
 /**
  * Seconds of one call over the timed iterations. @a cpu is the median of processor seconds, summed
  * over threads: on a machine shared with others it says what the code needs, not what it waited.
+ *
+ * Paired peak  A burst of register-only FMAs (20 to 40 ms, all threads, the instruction set in use)
+ * runs before and after each timed iteration; @a peak_flops is what the mean of the two rates would
+ * have done in the iteration's seconds, median over iterations. So 100 flops / peak_flops is the
+ * median percentage of the peak, and a host that slows down for a while slows both alike. @a
+ * core_flops is the same by processor time.
  */
 typedef struct bench_time {
     double median, best, worst, cpu;
+    double peak_flops, peak_flops_least, peak_flops_most;
+    double core_flops;
 } bench_time_t;
 bench_time_t bench_run(const bench_t *bench, void (*func)(void *arg), void *arg);
-
-/** Best FLOP/s of register-only FMAs with @a isa on @a threads threads of the pool. */
-double bench_peak(const bench_t *bench, ra_cpu_isa_t isa, int threads);
 
 /** A column: numbers are printed with @a format ("%.1f"), text when @a format is "%s". */
 typedef struct bench_column {

@@ -70,9 +70,10 @@ static void check(bench_t *bench, const timed_t *timed)
 }
 
 static const bench_column_t columns[] = {
-    {"op", "%s"},   {"decay", "%s"},        {"isa", "%s"},           {"heads", "%.0f"},
-    {"d", "%.0f"},  {"tokens", "%.0f"},     {"segment", "%.0f"},     {"chunk", "%.0f"},
-    {"ms", "%.2f"}, {"mtok_per_s", "%.3f"}, {"gflop_per_s", "%.1f"}, {"pct_peak", "%.1f"}};
+    {"op", "%s"},          {"decay", "%s"},        {"isa", "%s"},           {"heads", "%.0f"},
+    {"d", "%.0f"},         {"tokens", "%.0f"},     {"segment", "%.0f"},     {"chunk", "%.0f"},
+    {"ms", "%.2f"},        {"mtok_per_s", "%.3f"}, {"gflop_per_s", "%.1f"}, {"pct_peak", "%.1f"},
+    {"pct_least", "%.1f"}, {"pct_most", "%.1f"},   {"pct_core", "%.1f"}};
 
 typedef struct data {
     float *q, *k, *v, *o, *token_decay, *state;
@@ -123,7 +124,7 @@ static void measure(bench_t *bench, const data_t *data, int32_t heads, int32_t d
     if (bench->check && !state_only) {
         check(bench, &timed);
     }
-    double rate = flops(&timed, data->tokens) / time.median;
+    double work = flops(&timed, data->tokens);
     bench_row(bench, (bench_cell_t[]){
                          BENCH_TEXT(state_only ? "summarise" : "forward"),
                          BENCH_TEXT(per_token ? "token" : "head"),
@@ -131,7 +132,11 @@ static void measure(bench_t *bench, const data_t *data, int32_t heads, int32_t d
                          BENCH_NUMBER(dim), BENCH_NUMBER(data->tokens), BENCH_NUMBER(data->segment),
                          BENCH_NUMBER(RA_LINEAR_CHUNK), BENCH_NUMBER(time.median * 1e3),
                          BENCH_NUMBER((double)data->tokens / time.median * 1e-6),
-                         BENCH_NUMBER(rate * 1e-9), BENCH_NUMBER(100 * rate / bench->peak_all)});
+                         BENCH_NUMBER(work / time.median * 1e-9),
+                         BENCH_NUMBER(100 * work / time.peak_flops),
+                         BENCH_NUMBER(100 * work / time.peak_flops_most),
+                         BENCH_NUMBER(100 * work / time.peak_flops_least),
+                         BENCH_NUMBER(100 * work / time.core_flops)});
 }
 
 static void measure_dim(bench_t *bench, int64_t tokens, int64_t segment, int32_t heads, int32_t dim)
@@ -166,27 +171,29 @@ int main(int argc, char **argv)
 {
     bench_flag_t flags[] = {{"--tokens", "8k", "tokens"},
                             {"--segment", "8k", "tokens of a segment (a run of the ring)"},
-                            {"--isa", "widest", "widest|all: also the lower instruction sets"}};
+                            {"--isa", "widest", "widest|all: also the lower instruction sets"},
+                            {"--heads", "0", "heads; 0 for 4, and 16 with size 128"},
+                            {"--head-dim", "0", "head size; 0 measures 32, 64, 128 and 256"}};
     bench_t *bench = bench_open(argc, argv, "linear_perf",
                                 "linear attention; flops a token and head: forward 4 d^2 + 2 (C+1) "
                                 "d, summarise 2 d^2, chunk C",
                                 flags, (int)RA_ARRAY_LEN(flags));
     int64_t tokens = bench_int(&flags[0]), segment = bench_int(&flags[1]);
-    if (tokens < 200 || segment < 200) {
-        fprintf(stderr, "linear_perf: --tokens and --segment are at least 200\n");
+    int64_t heads = bench_int(&flags[3]), dim = bench_int(&flags[4]);
+    if (tokens < 200 || segment < 200 || heads > 64) {
+        fprintf(stderr,
+                "linear_perf: --tokens and --segment are at least 200, --heads at most 64\n");
         bench_close(bench);
         return 2;
     }
     bench_table(bench, "linear chunks", columns, (int)RA_ARRAY_LEN(columns));
     bool all = strcmp(flags[2].value, "all") == 0;
-    double peak = bench->peak_all;
     for (int isa = all ? 0 : (int)bench->isa; isa <= (int)bench->isa; isa++) {
         ra_cpu_isa_force((ra_cpu_isa_t)isa);
-        bench->peak_all = all ? bench_peak(bench, (ra_cpu_isa_t)isa, bench->threads) : peak;
-        measure_dim(bench, tokens, segment, 4, 32);
-        measure_dim(bench, tokens, segment, 4, 64);
-        measure_dim(bench, tokens, segment, 16, 128);
-        measure_dim(bench, tokens, segment, 4, 256);
+        for (int64_t d = dim > 0 ? dim : 32; d <= (dim > 0 ? dim : 256); d *= 2) {
+            int64_t h = heads > 0 ? heads : d == 128 ? 16 : 4;
+            measure_dim(bench, tokens, segment, (int32_t)h, (int32_t)d);
+        }
     }
     return bench_close(bench);
 }

@@ -260,7 +260,7 @@ int main(int argc, char **argv)
     for (int64_t t = 0; t + 1 < tokens; t++) {
         nll -= work.document.logprob[t];
     }
-    double rate = useful_flops(ra_session_config(work.session), tokens) / time.median;
+    double flops = useful_flops(ra_session_config(work.session), tokens);
     if (bench->check) {
         check(bench, options, &work);
     }
@@ -269,10 +269,10 @@ int main(int argc, char **argv)
                          BENCH_NUMBER(tokens), BENCH_NUMBER(options.ranks),
                          BENCH_TEXT(ra_session_options(work.session)->layout), BENCH_NUMBER(window),
                          BENCH_NUMBER(time.median), BENCH_NUMBER((double)tokens / time.median),
-                         BENCH_NUMBER(rate * 1e-9), BENCH_NUMBER(100.0 * rate / bench->peak_all),
-                         BENCH_NUMBER(time.cpu),
-                         BENCH_NUMBER(100.0 * rate * time.median / (time.cpu * bench->peak_core)),
-                         BENCH_NUMBER(rss), BENCH_NUMBER(nll / (double)(tokens - 1))});
+                         BENCH_NUMBER(flops / time.median * 1e-9),
+                         BENCH_NUMBER(100.0 * flops / time.peak_flops), BENCH_NUMBER(time.cpu),
+                         BENCH_NUMBER(100.0 * flops / time.core_flops), BENCH_NUMBER(rss),
+                         BENCH_NUMBER(nll / (double)(tokens - 1))});
     ra_session_close(work.session);
     free((void *)work.document.tokens);
     free(work.document.logprob);
