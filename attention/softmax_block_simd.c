@@ -262,7 +262,7 @@ RA_INLINE void exponentiate(work_t *work, int64_t row, seen_t hull, float *s)
     float m = work->m[row];
     vf shift = vf_set1(m == -INFINITY ? 0.0f : m), sum = vf_zero();
     for (int64_t j = hull.first / WIDTH * WIDTH; j < hull.end; j += WIDTH) {
-        vf p = vf_exp_below_88(vf_sub(vf_load(s + j), shift));
+        vf p = vf_exp_negative(vf_sub(vf_load(s + j), shift));
         vf_store(s + j, p);
         sum = vf_add(sum, p);
     }
