@@ -4,7 +4,8 @@
  * Weights lie in panels [in][RA_TILE_COLS]. A bf16 panel is widened, DEPTH_BLOCK steps of k at a
  * time, into scratch that stays in the cache while all rows of the piece pass over it; with few
  * rows the widening happens in registers instead and the weights are read once. Both give the same
- * bits: widening is exact and every output is one ascending chain over k (base/gemm_tile.h).
+ * bits: widening is exact, and both add up the same blocks of DEPTH_BLOCK steps, each one ascending
+ * chain over k (base/gemm_tile.h).
  */
 #include "base/checked.h"
 #include "base/gemm_kernels.h"
@@ -59,11 +60,10 @@ static void run_panel(const ra_gemm_piece_t *piece, int64_t out, float *wide)
         .c_row = job->y_stride,
         .accumulate = piece->accumulate,
     };
-    int64_t step = few ? in : DEPTH_BLOCK;
     int64_t k = 0;
     do {
         const uint16_t *b16 = (const uint16_t *)weight->packed + panel_at + k * RA_TILE_COLS;
-        tile.depth = ra_min_i64(step, in - k);
+        tile.depth = ra_min_i64(DEPTH_BLOCK, in - k);
         tile.a = job->x + piece->row_begin * job->x_stride + k;
         if (bf16 && few) {
             tile.b = b16;
@@ -77,7 +77,7 @@ static void run_panel(const ra_gemm_piece_t *piece, int64_t out, float *wide)
             ra_tile_f32(&tile);
         }
         tile.accumulate = true;
-        k += step;
+        k += DEPTH_BLOCK;
     } while (k < in);
 }
 

@@ -7,9 +7,10 @@
  * For sources of ra_isa_sources(). A panel of at most RA_TILE_COLS columns is held in registers for
  * a few rows at a time: 6 x 4 vectors on avx512 (24 accumulators, 4 of B, 1 of A), 6 x 2 on avx2.
  *
- * Numerics  Every C[i][j] is one chain of vf_fma over ascending k, starting from 0 (or from C when
- * accumulating). Its bits therefore depend on row i of A, column j of B and nothing else: neither
- * on rows, cols, nor on how depth is cut into accumulating calls.
+ * Numerics  Every C[i][j] is one chain of vf_fma over ascending k, starting from 0; accumulating
+ * adds its end to C, so that a long sum in pieces rounds against the pieces and not against the
+ * sum. The bits depend on row i of A, column j of B, the depth of each call and nothing else:
+ * neither on rows nor on cols.
  */
 #ifndef RA_BASE_GEMM_TILE_H
 #define RA_BASE_GEMM_TILE_H
@@ -48,10 +49,7 @@ RA_INLINE void ra_tile_block(const ra_tile_t *t, int64_t row, const int mr, cons
     for (int i = 0; i < mr; i++) {
         RA_UNROLL
         for (int j = 0; j < nv; j++) {
-            const float *from = c + i * t->c_row + j * RA_VF_WIDTH;
-            acc[i][j] = !t->accumulate ? vf_zero()
-                        : j == nv - 1  ? vf_load_n(from, last)
-                                       : vf_load(from);
+            acc[i][j] = vf_zero();
         }
     }
 
@@ -86,7 +84,11 @@ RA_INLINE void ra_tile_block(const ra_tile_t *t, int64_t row, const int mr, cons
         RA_UNROLL
         for (int j = 0; j < nv; j++) {
             float *to = c + i * t->c_row + j * RA_VF_WIDTH;
-            if (j == nv - 1 && last < RA_VF_WIDTH) {
+            bool partial = j == nv - 1 && last < RA_VF_WIDTH;
+            if (t->accumulate) {
+                acc[i][j] = vf_add(acc[i][j], partial ? vf_load_n(to, last) : vf_load(to));
+            }
+            if (partial) {
                 vf_store_n(to, acc[i][j], last);
             } else {
                 vf_store(to, acc[i][j]);
