@@ -14,7 +14,7 @@
 #include "base/tensor.h"
 #include <stdint.h>
 
-/** x[r] = row tokens[r] of table [vocab, channels] (BF16, F16 is refused at load, or F32). */
+/** x[r] = row tokens[r] of table [vocab, channels] (BF16 or F32). */
 void ra_op_embed(const ra_tensor_t *table, const int32_t *tokens, int64_t rows, float *x,
                  int64_t x_stride, ra_stream_t *stream);
 

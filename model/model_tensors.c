@@ -114,8 +114,8 @@ static void bind_found(ra_weight_binder_t *binder, ra_tensor_t *view, const int6
                 entry->name, have, want);
         return;
     }
-    if (dtype != RA_BF16 && dtype != RA_F16 && dtype != RA_F32) {
-        problem(binder, "%s: tensor \"%s\": its dtype is %s; BF16, F16 and F32 are allowed", file,
+    if (dtype != RA_BF16 && dtype != RA_F32) {
+        problem(binder, "%s: tensor \"%s\": its dtype is %s; BF16 and F32 are allowed", file,
                 entry->name, ra_dtype_name(dtype));
         return;
     }

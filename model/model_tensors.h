@@ -2,7 +2,7 @@
  * @file  model/model_tensors.h
  * @brief The weights of a model: every tensor the config asks for, found, checked and viewed.
  *
- * All matrices are stored [out, in] (y = W x), row-major, BF16, F16 or F32; norms and biases are
+ * All matrices are stored [out, in] (y = W x), row-major, BF16 or F32; norms and biases are
  * vectors of the same dtypes. Views point into the mapped files, or into a copy where a file places
  * a tensor at an address its element size does not divide.
  *

@@ -240,6 +240,9 @@ static void weights_that_do_not_fit_the_config_are_refused(void **state)
     REFUSED(open_edited("{", "{", "\"dtype\":\"BF16\",\"shape\":[512,64]",
                         "\"dtype\":\"U16\",\"shape\":[ 512,64]", d),
             RA_ERR_INPUT, "\"lm_head.weight\"", "dtype is U16");
+    REFUSED(open_edited("{", "{", "\"dtype\":\"BF16\",\"shape\":[512,64]",
+                        "\"dtype\":\"F16\",\"shape\":[ 512,64]", d),
+            RA_ERR_INPUT, "\"lm_head.weight\"", "dtype is F16; BF16 and F32");
     /* an unknown tensor is only a warning when nothing is missed */
     ra_log_set_level(RA_LOG_ERROR);
     accepted(open_edited("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true",
