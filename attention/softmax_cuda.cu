@@ -145,6 +145,7 @@ __device__ void soften(const shared_t &shared)
         const float pa = expf(a - base), pb = expf(b - base), sum = warp_sum(pa + pb);
         s[lane] = pa;
         s[lane + 32] = pb;
+        __syncwarp(); /* every lane has read m */
         if (lane == 0) {
             const float alpha = before == m ? 1.0f : expf(before - base);
             shared.alpha[r] = alpha;

@@ -46,7 +46,7 @@ check()
 sanitize()
 {
     for tool in memcheck racecheck initcheck synccheck; do
-        compute-sanitizer --tool $tool --error-exitcode 9 "$BUILD/softmax_cuda_check" small \
+        timeout 120 compute-sanitizer --tool $tool --error-exitcode 9 "$BUILD/softmax_cuda_check" small \
             >"$OUT/softmax_$tool.txt" 2>&1 || true
         echo "$tool: $(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$OUT/softmax_$tool.txt")"
     done
