@@ -346,20 +346,28 @@ const kernel_t *find_kernel(int32_t head_dim)
 
 typedef decltype(&cuTensorMapEncodeTiled) encode_t;
 
+struct driver_t {
+    encode_t encode = nullptr;
+    cudaError_t error;
+    driver_t()
+    {
+        void *entry = nullptr;
+        cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
+        error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000,
+                                                 cudaEnableDefault, &result);
+        if (error == cudaSuccess && result == cudaDriverEntryPointSuccess)
+            encode = (encode_t)entry;
+    }
+};
+
+/* Looked up once, by whichever rank's thread comes first. */
 ra_status_t find_encode(encode_t *encode_p)
 {
-    static encode_t found = nullptr;
-    if (!found) {
-        void *entry = nullptr;
-        cudaDriverEntryPointQueryResult result;
-        cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry,
-                                                             12000, cudaEnableDefault, &result);
-        if (error != cudaSuccess || result != cudaDriverEntryPointSuccess)
-            return ra_fail(RA_ERR_DEVICE, subsystem, "the driver has no cuTensorMapEncodeTiled: %s",
-                           cudaGetErrorString(error));
-        found = (encode_t)entry;
-    }
-    *encode_p = found;
+    static const driver_t driver;
+    if (!driver.encode)
+        return ra_fail(RA_ERR_DEVICE, subsystem, "the driver has no cuTensorMapEncodeTiled: %s",
+                       cudaGetErrorString(driver.error));
+    *encode_p = driver.encode;
     return RA_OK;
 }
 
