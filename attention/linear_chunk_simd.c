@@ -30,9 +30,10 @@ typedef struct work {
     const ra_linear_task_t *task;
     ra_linear_chunk_t chunk;
     float *query, *key_columns, *key_decayed, *value; /* writable views of the chunk's */
-    float *weight;        /* decay per token: [CHUNK, CHUNK] W, 0 above the diagonal */
-    float *power;         /* constant decay: [2 CHUNK] e^{g (CHUNK - 1 - x)}, 0 from CHUNK on */
-    float *row_factor;    /* [CHUNK] e^{b_i} */
+    float *weight;     /* decay per token: [CHUNK, CHUNK] W, 0 above the diagonal */
+    float *power;      /* constant decay: [2 CHUNK] e^{g (CHUNK - 1 - x)}, 0 from CHUNK on */
+    float *row_factor; /* [CHUNK] e^{b_i} */
+    ra_linear_ahead_t ahead;
     bool has_power_table; /* made by the first chunk, the longest */
 } work_t;
 
@@ -72,6 +73,7 @@ static ra_status_t work_init(work_t *work, const ra_linear_task_t *task)
     work->chunk.key_decayed = work->key_decayed;
     work->chunk.key_columns = work->key_columns;
     work->chunk.row_factor = work->row_factor;
+    work->chunk.ahead = &work->ahead;
     return RA_OK;
 }
 
@@ -200,6 +202,32 @@ static void pack_query_key(work_t *work, int64_t row)
     }
 }
 
+/* Have the tiles of the chunk at hand fetch the next one's rows, `count` from `row` on. */
+static void look_ahead(work_t *work, int64_t row, int64_t count)
+{
+    const ra_linear_args_t *args = work->task->args;
+    const ra_linear_chunk_t *c = &work->chunk;
+    int64_t head = work->task->head;
+    if (count <= 0) {
+        work->ahead.rows = work->ahead.row = 0;
+        return;
+    }
+    work->ahead = (ra_linear_ahead_t){
+        .source = {{args->k + row * args->k_stride + head * c->key_dim, args->k_stride, c->key_dim},
+                   {args->v + row * args->v_stride + head * c->value_dim, args->v_stride,
+                    c->value_dim}},
+        .sources = 2,
+        .rows = ra_min_i64(count, CHUNK),
+    };
+    if (!work->task->state_only) {
+        work->ahead.source[2] = (ra_linear_rows_t){
+            args->q + row * args->q_stride + head * c->key_dim, args->q_stride, c->key_dim};
+        work->ahead.source[3] = (ra_linear_rows_t){
+            args->o + row * args->o_stride + head * c->value_dim, args->o_stride, c->value_dim};
+        work->ahead.sources = 4;
+    }
+}
+
 ra_status_t RA_ISA_FN(ra_linear_task)(const ra_linear_task_t *task)
 {
     const ra_linear_args_t *args = task->args;
@@ -215,6 +243,7 @@ ra_status_t RA_ISA_FN(ra_linear_task)(const ra_linear_task_t *task)
         } else {
             constant_decay(&work, c->tokens);
         }
+        look_ahead(&work, row + c->tokens, task->segment->row_count - done - c->tokens);
         c->state_factor = work.row_factor[c->tokens - 1];
         pack_key_value(&work, row);
         if (!task->state_only) {

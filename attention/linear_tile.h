@@ -20,6 +20,24 @@
 
 enum { RA_LINEAR_ROWS = 6 };
 
+/** Rows of one head in memory. */
+typedef struct ra_linear_rows {
+    const float *at;
+    int64_t step, width; /**< floats between rows, floats of a row */
+} ra_linear_rows_t;
+
+/**
+ * What the next chunk will read and write. A head's part of a row lies far from the next row's,
+ * which hardware does not foresee, so the products fetch the rows piece by piece as they go.
+ */
+typedef struct ra_linear_ahead {
+    ra_linear_rows_t source[4]; /**< k, v and, for outputs, q, o */
+    int sources;
+    int64_t rows;
+    int next; /**< piece to fetch: source, row and first float */
+    int64_t row, at;
+} ra_linear_ahead_t;
+
 /** A chunk of n tokens, packed. Columns round up to whole vectors, the rest of which is 0. */
 typedef struct ra_linear_chunk {
     int64_t tokens, key_dim, value_dim;
@@ -38,6 +56,7 @@ typedef struct ra_linear_chunk {
     float state_factor;       /**< e^{b_n} */
     float *o;                 /**< [n, value_dim] */
     int64_t o_step;
+    ra_linear_ahead_t *ahead;
 } ra_linear_chunk_t;
 
 typedef enum ra_linear_product {
@@ -62,29 +81,58 @@ RA_INLINE void ra_linear_clear(ra_linear_acc_t *acc, const int mr, const int nv)
     }
 }
 
+/* One piece of the next chunk into the L2 cache. */
+RA_INLINE void ra_linear_fetch(ra_linear_ahead_t *ahead)
+{
+    enum { LINE = 16, PIECE = 4 * LINE }; /* floats of a cache line; a few of them */
+    if (ahead->row == ahead->rows) {
+        return;
+    }
+    const ra_linear_rows_t *source = &ahead->source[ahead->next];
+    const float *piece = source->at + ahead->row * source->step + ahead->at;
+    RA_UNROLL
+    for (int i = 0; i < PIECE; i += LINE) {
+        __builtin_prefetch(piece + i, 0, 2);
+    }
+    ahead->at += PIECE;
+    if (ahead->at >= source->width) {
+        ahead->at = 0;
+        ahead->next++;
+        if (ahead->next == ahead->sources) {
+            ahead->next = 0;
+            ahead->row++;
+        }
+    }
+}
+
 /* acc[i][j] += sum_k a[i * a_row + k * a_step] * b[k * b_step + j] */
 RA_INLINE void ra_linear_add(ra_linear_acc_t *acc, const int mr, const int nv, const float *a,
                              int64_t a_row, int64_t a_step, const float *b, int64_t b_step,
-                             int64_t depth)
+                             int64_t depth, ra_linear_ahead_t *ahead)
 {
+    enum { STEPS = 8 }; /* between pieces, so that fetching does not hold up the loads of b */
     const float *row[RA_LINEAR_ROWS];
     RA_UNROLL
     for (int i = 0; i < mr; i++) {
         row[i] = a + i * a_row;
     }
     int64_t at = 0;
-    for (int64_t k = 0; k < depth; k++, at += a_step, b += b_step) {
-        vf bv[RA_TILE_VECS];
-        RA_UNROLL
-        for (int j = 0; j < nv; j++) {
-            bv[j] = vf_load(b + j * RA_VF_WIDTH);
-        }
-        RA_UNROLL
-        for (int i = 0; i < mr; i++) {
-            vf av = vf_set1(row[i][at]);
+    for (int64_t k = 0; k < depth;) {
+        ra_linear_fetch(ahead);
+        int64_t end = ra_min_i64(k + STEPS, depth);
+        for (; k < end; k++, at += a_step, b += b_step) {
+            vf bv[RA_TILE_VECS];
             RA_UNROLL
             for (int j = 0; j < nv; j++) {
-                acc->at[i][j] = vf_fma(av, bv[j], acc->at[i][j]);
+                bv[j] = vf_load(b + j * RA_VF_WIDTH);
+            }
+            RA_UNROLL
+            for (int i = 0; i < mr; i++) {
+                vf av = vf_set1(row[i][at]);
+                RA_UNROLL
+                for (int j = 0; j < nv; j++) {
+                    acc->at[i][j] = vf_fma(av, bv[j], acc->at[i][j]);
+                }
             }
         }
     }
@@ -97,7 +145,7 @@ RA_INLINE void ra_linear_score_tile(const ra_linear_chunk_t *c, int64_t row, int
     ra_linear_acc_t acc;
     ra_linear_clear(&acc, mr, nv);
     ra_linear_add(&acc, mr, nv, c->query + row * c->key_step, c->key_step, 1, c->key_columns + col,
-                  c->score_step, c->key_dim);
+                  c->score_step, c->key_dim, c->ahead);
     RA_UNROLL
     for (int i = 0; i < mr; i++) {
         const float *weight = c->weight + (row + i) * c->weight_step + col;
@@ -118,7 +166,7 @@ RA_INLINE void ra_linear_output_tile(const ra_linear_chunk_t *c, int64_t row, in
     ra_linear_acc_t acc;
     ra_linear_clear(&acc, mr, nv);
     ra_linear_add(&acc, mr, nv, c->query + row * c->key_step, c->key_step, 1, c->state + col,
-                  c->value_step, c->key_dim);
+                  c->value_step, c->key_dim, c->ahead);
     RA_UNROLL
     for (int i = 0; i < mr; i++) {
         vf factor = vf_set1(c->row_factor[row + i]);
@@ -129,7 +177,7 @@ RA_INLINE void ra_linear_output_tile(const ra_linear_chunk_t *c, int64_t row, in
     }
     /* Up to the diagonal of the last row; the others meet zeros of the score. */
     ra_linear_add(&acc, mr, nv, c->score + row * c->score_step, c->score_step, 1, c->value + col,
-                  c->value_step, row + mr);
+                  c->value_step, row + mr, c->ahead);
     int last = (int)ra_min_i64(c->value_dim - col - (nv - 1) * RA_VF_WIDTH, RA_VF_WIDTH);
     RA_UNROLL
     for (int i = 0; i < mr; i++) {
@@ -159,7 +207,7 @@ RA_INLINE void ra_linear_state_tile(const ra_linear_chunk_t *c, int64_t row, int
         }
     }
     ra_linear_add(&acc, mr, nv, c->key_decayed + row, 1, c->key_step, c->value + col, c->value_step,
-                  c->tokens);
+                  c->tokens, c->ahead);
     RA_UNROLL
     for (int i = 0; i < mr; i++) {
         RA_UNROLL
