@@ -42,6 +42,24 @@ static int64_t pad(int64_t n)
     return ra_ceil_div(n, ALIGN) * ALIGN;
 }
 
+/*
+ * Steps of a chunk's products for each piece to fetch. Evenly spread, fetching does not hold up the
+ * products' own loads; fewer than 8 would break up their loops.
+ */
+static int64_t fetch_steps(const work_t *work)
+{
+    const ra_linear_chunk_t *c = &work->chunk;
+    int64_t panels = ra_ceil_div(c->value_dim, RA_TILE_COLS);
+    int64_t steps = c->key_dim / RA_LINEAR_ROWS * panels * CHUNK;
+    int64_t pieces = CHUNK * (ra_ceil_div(c->key_dim, RA_LINEAR_PIECE) +
+                              ra_ceil_div(c->value_dim, RA_LINEAR_PIECE));
+    if (!work->task->state_only) {
+        steps += CHUNK / RA_LINEAR_ROWS * (c->key_dim + panels * (c->key_dim + CHUNK / 2));
+        pieces *= 2;
+    }
+    return ra_max_i64(steps / pieces, 8);
+}
+
 static ra_status_t work_init(work_t *work, const ra_linear_task_t *task)
 {
     const ra_linear_args_t *args = task->args;
@@ -74,6 +92,7 @@ static ra_status_t work_init(work_t *work, const ra_linear_task_t *task)
     work->chunk.key_columns = work->key_columns;
     work->chunk.row_factor = work->row_factor;
     work->chunk.ahead = &work->ahead;
+    work->ahead.steps = fetch_steps(work);
     return RA_OK;
 }
 
@@ -218,6 +237,7 @@ static void look_ahead(work_t *work, int64_t row, int64_t count)
                     c->value_dim}},
         .sources = 2,
         .rows = ra_min_i64(count, CHUNK),
+        .steps = work->ahead.steps,
     };
     if (!work->task->state_only) {
         work->ahead.source[2] = (ra_linear_rows_t){

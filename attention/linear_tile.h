@@ -18,7 +18,10 @@
 #include "base/simd.h"
 #include <float.h>
 
-enum { RA_LINEAR_ROWS = 6 };
+enum {
+    RA_LINEAR_ROWS = 6,
+    RA_LINEAR_PIECE = 64 /* floats fetched ahead at a time */
+};
 
 /** Rows of one head in memory. */
 typedef struct ra_linear_rows {
@@ -34,7 +37,8 @@ typedef struct ra_linear_ahead {
     ra_linear_rows_t source[4]; /**< k, v and, for outputs, q, o */
     int sources;
     int64_t rows;
-    int next; /**< piece to fetch: source, row and first float */
+    int64_t steps; /**< of a product from one piece to the next */
+    int next;      /**< piece to fetch: source, row and first float */
     int64_t row, at;
 } ra_linear_ahead_t;
 
@@ -84,7 +88,7 @@ RA_INLINE void ra_linear_clear(ra_linear_acc_t *acc, const int mr, const int nv)
 /* One piece of the next chunk into the L2 cache. */
 RA_INLINE void ra_linear_fetch(ra_linear_ahead_t *ahead)
 {
-    enum { LINE = 16, PIECE = 4 * LINE }; /* floats of a cache line; a few of them */
+    enum { LINE = 16, PIECE = RA_LINEAR_PIECE }; /* floats */
     if (ahead->row == ahead->rows) {
         return;
     }
@@ -110,7 +114,6 @@ RA_INLINE void ra_linear_add(ra_linear_acc_t *acc, const int mr, const int nv, c
                              int64_t a_row, int64_t a_step, const float *b, int64_t b_step,
                              int64_t depth, ra_linear_ahead_t *ahead)
 {
-    enum { STEPS = 8 }; /* between pieces, so that fetching does not hold up the loads of b */
     const float *row[RA_LINEAR_ROWS];
     RA_UNROLL
     for (int i = 0; i < mr; i++) {
@@ -119,7 +122,7 @@ RA_INLINE void ra_linear_add(ra_linear_acc_t *acc, const int mr, const int nv, c
     int64_t at = 0;
     for (int64_t k = 0; k < depth;) {
         ra_linear_fetch(ahead);
-        int64_t end = ra_min_i64(k + STEPS, depth);
+        int64_t end = ra_min_i64(k + ahead->steps, depth);
         for (; k < end; k++, at += a_step, b += b_step) {
             vf bv[RA_TILE_VECS];
             RA_UNROLL
