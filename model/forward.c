@@ -175,6 +175,22 @@ void ra_forward_destroy(ra_forward_t *f)
     free(f);
 }
 
+ra_status_t ra_project_rows(ra_forward_t *f, const ra_prepared_layer_t *layer,
+                            const ra_gemm_weight_t *weight, int64_t begin, int64_t n, float *y,
+                            int64_t y_stride)
+{
+    int64_t hidden = f->params.config->hidden_size;
+    ra_op_rms_norm(f->x + begin * hidden, hidden, n, hidden, layer->input_norm,
+                   f->params.config->rms_norm_eps, f->normed, hidden, f->params.stream);
+    ra_gemm_job_t job = {.weight = weight,
+                         .x = f->normed,
+                         .x_stride = hidden,
+                         .rows = n,
+                         .y = y,
+                         .y_stride = y_stride};
+    return ra_gemm(&job, 1, false, f->params.stream);
+}
+
 /* One layer on this rank's rows; the same calls on every rank. */
 static ra_status_t run_layer(ra_forward_t *f, int64_t l, float *routing_gap)
 {

@@ -31,6 +31,11 @@ struct ra_forward {
     ra_moe_plan_t *moe;
 };
 
+/** y [n, out] = rms(x) W^T of rows [begin, begin + n) of the residual stream, with the input norm.
+ */
+ra_status_t ra_project_rows(ra_forward_t *f, const ra_prepared_layer_t *layer,
+                            const ra_gemm_weight_t *weight, int64_t begin, int64_t n, float *y,
+                            int64_t y_stride);
 /** x += attention(rms(x)) of softmax layer @a l. */
 ra_status_t ra_mixer_softmax(ra_forward_t *f, int64_t l, const ra_prepared_layer_t *layer);
 /** x += lightning attention of linear layer @a l. */

@@ -10,21 +10,13 @@ static ra_status_t project_rows(ra_forward_t *f, const ra_prepared_layer_t *laye
 {
     const ra_model_config_t *config = f->params.config;
     ra_stream_t *stream = f->params.stream;
-    int64_t hidden = config->hidden_size, width = config->heads * config->head_dim;
+    int64_t width = config->heads * config->head_dim;
     int64_t rotary = config->rope.rotary_dim;
     double eps = config->rms_norm_eps;
     const float *table = f->rope + begin * rotary;
     float *q = f->mixer + begin * 3 * width, *k = q + width;
 
-    ra_op_rms_norm(f->x + begin * hidden, hidden, n, hidden, layer->input_norm, eps, f->normed,
-                   hidden, stream);
-    ra_gemm_job_t job = {.weight = layer->qkv,
-                         .x = f->normed,
-                         .x_stride = hidden,
-                         .rows = n,
-                         .y = q,
-                         .y_stride = 3 * width};
-    RA_TRY(ra_gemm(&job, 1, false, stream));
+    RA_TRY(ra_project_rows(f, layer, layer->qkv, begin, n, q, 3 * width));
     ra_op_head_norm_rope(q, 3 * width, n, config->heads, config->head_dim, layer->q_norm, eps,
                          table, rotary, q, 3 * width, stream);
     ra_op_head_norm_rope(k, 3 * width, n, config->heads, config->head_dim, layer->k_norm, eps,
@@ -76,15 +68,7 @@ static ra_status_t close_rows(ra_forward_t *f, const ra_prepared_layer_t *layer,
     double eps = config->rms_norm_eps;
     float *o = f->mixer + begin * 3 * width + 2 * width;
 
-    ra_op_rms_norm(f->x + begin * hidden, hidden, n, hidden, layer->input_norm, eps, f->normed,
-                   hidden, stream);
-    ra_gemm_job_t gate = {.weight = layer->g_proj,
-                          .x = f->normed,
-                          .x_stride = hidden,
-                          .rows = n,
-                          .y = f->wide,
-                          .y_stride = width};
-    RA_TRY(ra_gemm(&gate, 1, false, stream));
+    RA_TRY(ra_project_rows(f, layer, layer->g_proj, begin, n, f->wide, width));
     ra_op_group_norm_gate(o, 3 * width, n, width, config->group_norm_groups, layer->g_norm, eps,
                           f->wide, width, stream);
     ra_gemm_job_t out = {.weight = layer->dense,

@@ -26,20 +26,12 @@ static ra_status_t project_rows(ra_forward_t *f, const ra_prepared_layer_t *laye
 {
     const ra_model_config_t *config = f->params.config;
     ra_stream_t *stream = f->params.stream;
-    int64_t width = b->q_width + 2 * b->kv_width, hidden = config->hidden_size;
+    int64_t width = b->q_width + 2 * b->kv_width;
     int64_t rotary = config->rope.rotary_dim;
     double eps = config->rms_norm_eps;
     const float *table = f->rope + begin * rotary;
 
-    ra_op_rms_norm(f->x + begin * hidden, hidden, n, hidden, layer->input_norm, eps, f->normed,
-                   hidden, stream);
-    ra_gemm_job_t job = {.weight = layer->qkv,
-                         .x = f->normed,
-                         .x_stride = hidden,
-                         .rows = n,
-                         .y = f->wide,
-                         .y_stride = width};
-    RA_TRY(ra_gemm(&job, 1, false, stream));
+    RA_TRY(ra_project_rows(f, layer, layer->qkv, begin, n, f->wide, width));
     ra_op_head_norm_rope(f->wide, width, n, config->heads, config->head_dim, layer->q_norm, eps,
                          table, rotary, b->q + begin * b->q_width, b->q_width, stream);
     ra_op_head_norm_rope(f->wide + b->q_width, width, n, config->kv_heads, config->head_dim,
