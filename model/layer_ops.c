@@ -2,6 +2,7 @@
 
 #include "base/checked.h"
 #include "model/row_kernels.h"
+#include "moe/moe_simd.h"
 #include <math.h>
 #include <string.h>
 
@@ -189,19 +190,30 @@ void ra_op_group_norm_gate(float *o, int64_t o_stride, int64_t rows, int64_t cha
     run_rows(group_gate_rows, &args, rows, stream);
 }
 
-static void silu_mul_rows(const void *args, int64_t begin, int64_t end)
+typedef struct silu_mul_args {
+    float *gate;
+    const float *up;
+    int64_t gate_stride, up_stride, channels;
+} silu_mul_args_t;
+
+/* The experts' own kernel: dense and expert feed-forwards are the same function. */
+static void silu_mul_rows(const void *arg, int64_t begin, int64_t end)
 {
-    kernels()->silu_mul(args, begin, end);
+    const silu_mul_args_t *args = arg;
+    for (int64_t r = begin; r < end; r++) {
+        ra_moe_ops()->swiglu(args->gate + r * args->gate_stride, args->up + r * args->up_stride,
+                             args->channels);
+    }
 }
 
 void ra_op_silu_mul(float *gate, int64_t gate_stride, const float *up, int64_t up_stride,
                     int64_t rows, int64_t channels, ra_stream_t *stream)
 {
-    ra_silu_mul_args_t args = {.gate = gate,
-                               .up = up,
-                               .gate_stride = gate_stride,
-                               .up_stride = up_stride,
-                               .channels = channels};
+    silu_mul_args_t args = {.gate = gate,
+                            .up = up,
+                            .gate_stride = gate_stride,
+                            .up_stride = up_stride,
+                            .channels = channels};
     run_rows(silu_mul_rows, &args, rows, stream);
 }
 

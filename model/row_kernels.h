@@ -32,12 +32,6 @@ typedef struct ra_group_gate_args {
     float eps;
 } ra_group_gate_args_t;
 
-typedef struct ra_silu_mul_args {
-    float *gate;
-    const float *up;
-    int64_t gate_stride, up_stride, channels;
-} ra_silu_mul_args_t;
-
 typedef struct ra_lse_fold_args {
     const float *logits;
     int64_t stride, columns, first;
@@ -49,7 +43,6 @@ typedef struct ra_row_kernels {
     void (*rms_norm)(const ra_rms_norm_args_t *args, int64_t begin, int64_t end);
     void (*head_rope)(const ra_head_rope_args_t *args, int64_t begin, int64_t end);
     void (*group_gate)(const ra_group_gate_args_t *args, int64_t begin, int64_t end);
-    void (*silu_mul)(const ra_silu_mul_args_t *args, int64_t begin, int64_t end);
     void (*lse_fold)(const ra_lse_fold_args_t *args, int64_t begin, int64_t end);
 } ra_row_kernels_t;
 

@@ -117,25 +117,6 @@ static void group_gate(const ra_group_gate_args_t *args, int64_t begin, int64_t 
     }
 }
 
-static void silu_mul(const ra_silu_mul_args_t *args, int64_t begin, int64_t end)
-{
-    for (int64_t r = begin; r < end; r++) {
-        float *gate = args->gate + r * args->gate_stride;
-        const float *up = args->up + r * args->up_stride;
-        for (int64_t i = 0; i < args->channels; i += W) {
-            int left = lanes_left(args->channels, i);
-            if (left == W) {
-                vf a = vf_load(gate + i);
-                vf_store(gate + i, vf_mul(vf_mul(a, sigmoid(a)), vf_load(up + i)));
-            } else {
-                vf a = vf_load_n(gate + i, left);
-                vf b = vf_mul(vf_mul(a, sigmoid(a)), vf_load_n(up + i, left));
-                vf_store_n(gate + i, b, left);
-            }
-        }
-    }
-}
-
 static float row_max(const float *z, int64_t n)
 {
     vf m = vf_set1(-INFINITY);
@@ -181,8 +162,5 @@ static void lse_fold(const ra_lse_fold_args_t *args, int64_t begin, int64_t end)
     }
 }
 
-const ra_row_kernels_t RA_ISA_FN(ra_row_kernels) = {.rms_norm = rms_norm,
-                                                    .head_rope = head_rope,
-                                                    .group_gate = group_gate,
-                                                    .silu_mul = silu_mul,
-                                                    .lse_fold = lse_fold};
+const ra_row_kernels_t RA_ISA_FN(ra_row_kernels) = {
+    .rms_norm = rms_norm, .head_rope = head_rope, .group_gate = group_gate, .lse_fold = lse_fold};

@@ -1,6 +1,8 @@
 /**
  * @file  moe/moe_simd.h
- * @brief Elementwise kernels of the room, one row of functions an instruction set. Internal.
+ * @brief Elementwise kernels of the room, one row of functions an instruction set.
+ *
+ * For this room, and for the dense feed-forward layers of model/.
  *
  * Every element is computed alone, so its bits depend on its own operands only.
  */
