@@ -1,7 +1,7 @@
 #include "benchmarks/bench.h"
 
 #include "base/clock.h"
-#include "benchmarks/bench_peak.h"
+#include "base/fma_peak.h"
 #include <cjson/cJSON.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -77,16 +77,10 @@ static void parse(int argc, char **argv, const char *program, const char *doc, b
     }
 }
 
-static bench_peak_func_t *peak_func(ra_cpu_isa_t isa)
-{
-    RA_ISA_TABLE(bench_peak_func_t, bench_peak);
-    return bench_peak_table[isa];
-}
-
 enum { MAX_THREADS = 1024, PIECES_A_THREAD = 8 };
 
 typedef struct peak_job {
-    bench_peak_func_t *func;
+    ra_cpu_isa_t isa;
     int64_t steps;
     double flops[MAX_THREADS * PIECES_A_THREAD];
     float sink[MAX_THREADS * PIECES_A_THREAD];
@@ -95,7 +89,7 @@ typedef struct peak_job {
 static void peak_piece(void *arg, int64_t index)
 {
     peak_job_t *job = arg;
-    job->flops[index] = job->func(job->steps, &job->sink[index]);
+    job->flops[index] = ra_fma_loop(job->isa, job->steps, &job->sink[index]);
 }
 
 static double cpu_s(void)
@@ -115,7 +109,7 @@ static peak_rate_t peak_burst(const bench_t *bench, ra_cpu_isa_t isa, int thread
 {
     static peak_job_t job;
     int64_t pieces = threads > 1 ? (int64_t)threads * PIECES_A_THREAD : 1;
-    job.func = peak_func(isa);
+    job.isa = isa;
     job.steps = steps * threads / pieces;
     double start = ra_clock_s(), start_busy = cpu_s(), flops = 0.0;
     ra_pool_for(bench->pool, pieces, peak_piece, &job);

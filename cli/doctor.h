@@ -58,11 +58,4 @@ typedef struct ra_disk_probe {
 /** Test the directory @a dir. */
 void ra_probe_disk(const char *dir, ra_disk_probe_t *probe);
 
-/** The loop of ra_probe_fma(), for each instruction set: @a steps rounds; returns the flops. */
-typedef double ra_fma_func_t(int64_t steps, float *sink);
-ra_fma_func_t ra_fma_loop_generic;
-#if defined(__x86_64__)
-ra_fma_func_t ra_fma_loop_avx2, ra_fma_loop_avx512;
-#endif
-
 #endif

@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/device.h"
+#include "base/fma_peak.h"
 #include "base/gemm.h"
 #include "base/pool.h"
 #include "comm/ranks.h"
@@ -15,15 +16,13 @@
 #include <string.h>
 #include <unistd.h>
 
-RA_ISA_TABLE(ra_fma_func_t, ra_fma_loop);
-
 enum { FMA_STEPS = 4 << 20, FMA_TRIES = 5, GEMM_SIZE = 512, COPY_BYTES = 64 << 20 };
 enum { RING_BYTES = 1 << 20, RING_ROUNDS = 16, RING_TAG = 7, FSYNC_TRIES = 9 };
 
 static void run_fma(void *arg, int64_t index)
 {
     float sink;
-    double flops = ra_fma_loop_table[ra_cpu_isa()](FMA_STEPS, &sink);
+    double flops = ra_fma_loop(ra_cpu_isa(), FMA_STEPS, &sink);
     ((double *)arg)[index] = sink != 0 ? flops : 0;
 }
 

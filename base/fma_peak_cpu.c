@@ -1,11 +1,11 @@
-#include "benchmarks/bench_peak.h"
+#include "base/fma_peak.h"
 
 #include "base/simd.h"
 
 /* Twelve chains cover 4 cycles of latency on 2 units, and still fit 16 registers. */
 enum { CHAINS = 12 };
 
-double RA_ISA_FN(bench_peak)(int64_t steps, float *sink)
+double RA_ISA_FN(ra_fma_loop)(int64_t steps, float *sink)
 {
     vf chain[CHAINS];
     vf scale = vf_set1(0.999f), add = vf_set1(1e-3f);
