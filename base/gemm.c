@@ -8,8 +8,8 @@
 
 /*
  * First fitting row is "auto". packed leads: it was the faster one at every shape measured
- * (benchmarks/PERFORMANCE.md), and its row invariance keeps a document's bits independent of the
- * documents packed beside it.
+ * with bf16 weights (benchmarks/PERFORMANCE.md), and its row invariance keeps a document's bits
+ * independent of the documents packed beside it.
  */
 static const ra_gemm_kernel_t *const gemm_table[] = {&ra_gemm_packed, &ra_gemm_openblas};
 
