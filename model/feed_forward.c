@@ -18,7 +18,7 @@ static ra_status_t dense_rows(ra_forward_t *f, const ra_prepared_layer_t *layer,
         in[i].y_stride = 2 * width;
     }
     RA_TRY(ra_gemm(in, 2, false, stream));
-    ra_op_silu_mul(gate, 2 * width, up, 2 * width, n, width, stream);
+    RA_TRY(ra_op_silu_mul(gate, 2 * width, up, 2 * width, n, width, RA_F32, stream));
     ra_gemm_job_t out = {.weight = layer->mlp.down,
                          .x = gate,
                          .x_stride = 2 * width,
@@ -41,10 +41,7 @@ static ra_status_t moe_rows(ra_forward_t *f, const ra_prepared_layer_t *layer, f
                           .accumulate = true,
                           .gap = routing_gap != NULL ? f->gap : NULL};
     RA_TRY(ra_moe_forward(f->moe, &args, f->params.stream));
-    for (int64_t r = 0; routing_gap != NULL && r < n; r++) {
-        routing_gap[r] = f->gap[r] < routing_gap[r] ? f->gap[r] : routing_gap[r];
-    }
-    return RA_OK;
+    return routing_gap == NULL ? RA_OK : ra_op_min_rows(f->gap, n, routing_gap, f->params.stream);
 }
 
 ra_status_t ra_feed_forward(ra_forward_t *f, const ra_prepared_layer_t *layer, float *routing_gap)
@@ -58,8 +55,9 @@ ra_status_t ra_feed_forward(ra_forward_t *f, const ra_prepared_layer_t *layer, f
     for (int64_t begin = 0; begin < rows; begin += RA_FORWARD_TILE) {
         int64_t n = ra_max_i64(0, ra_min_i64(RA_FORWARD_TILE, f->rows - begin));
         float *x = n > 0 ? f->x + begin * hidden : f->x;
-        ra_op_rms_norm(x, hidden, n, hidden, layer->post_attention_norm,
-                       f->params.config->rms_norm_eps, f->normed, hidden, f->params.stream);
+        RA_TRY(ra_op_rms_norm(x, hidden, n, hidden, layer->post_attention_norm,
+                              f->params.config->rms_norm_eps, f->normed, hidden, RA_F32,
+                              f->params.stream));
         if (layer->moe == NULL) {
             RA_TRY(dense_rows(f, layer, x, n));
         } else {

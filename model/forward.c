@@ -116,24 +116,44 @@ static ra_status_t allocate_buffers(ra_forward_t *f)
     return allocate(f, config->heads, config->head_dim * config->head_dim, &f->state);
 }
 
+/* Positions pass through device memory once. */
+static ra_status_t rope_of_positions(ra_forward_t *f, const int64_t *positions,
+                                     const double *inv_freq)
+{
+    const ra_rope_config_t *rope = &f->params.config->rope;
+    int64_t bytes = f->rows * (int64_t)sizeof(*positions);
+    ra_stream_t *stream = f->params.stream;
+    void *on_device = NULL;
+    ra_status_t status;
+
+    RA_TRY(ra_device_alloc(f->params.device, bytes, &on_device));
+    RA_TRY_GOTO(ra_stream_copy(stream, on_device, positions, bytes), out);
+    RA_TRY_GOTO(ra_op_rope_table(on_device, f->rows, inv_freq, rope->rotary_dim,
+                                 rope->attention_factor, f->rope, stream),
+                out);
+    status = ra_stream_sync(stream);
+out:
+    ra_device_free(f->params.device, on_device);
+    return status;
+}
+
 static ra_status_t fill_rope_table(ra_forward_t *f)
 {
     const ra_rope_config_t *rope = &f->params.config->rope;
     int64_t *positions = malloc(((size_t)f->rows + 1) * sizeof(*positions));
     double *inv_freq = malloc(((size_t)rope->rotary_dim / 2 + 1) * sizeof(*inv_freq));
+    ra_status_t status;
     if (positions == NULL || inv_freq == NULL) {
-        free(positions);
-        free(inv_freq);
-        return ra_fail(RA_ERR_NOMEM, "forward", "cannot allocate positions of %lld rows",
-                       (long long)f->rows);
+        status = ra_fail(RA_ERR_NOMEM, "forward", "cannot allocate positions of %lld rows",
+                         (long long)f->rows);
+    } else {
+        ra_layout_positions(f->params.layout, f->rank, positions);
+        ra_rope_inv_freq(rope, inv_freq);
+        status = rope_of_positions(f, positions, inv_freq);
     }
-    ra_layout_positions(f->params.layout, f->rank, positions);
-    ra_rope_inv_freq(rope, inv_freq);
-    ra_op_rope_table(positions, f->rows, inv_freq, rope->rotary_dim, rope->attention_factor,
-                     f->rope, f->params.stream);
     free(positions);
     free(inv_freq);
-    return RA_OK;
+    return status;
 }
 
 ra_status_t ra_forward_create(const ra_forward_params_t *params, ra_forward_t **forward_p)
@@ -180,8 +200,9 @@ ra_status_t ra_project_rows(ra_forward_t *f, const ra_prepared_layer_t *layer,
                             int64_t y_stride)
 {
     int64_t hidden = f->params.config->hidden_size;
-    ra_op_rms_norm(f->x + begin * hidden, hidden, n, hidden, layer->input_norm,
-                   f->params.config->rms_norm_eps, f->normed, hidden, f->params.stream);
+    RA_TRY(ra_op_rms_norm(f->x + begin * hidden, hidden, n, hidden, layer->input_norm,
+                          f->params.config->rms_norm_eps, f->normed, hidden, RA_F32,
+                          f->params.stream));
     ra_gemm_job_t job = {.weight = weight,
                          .x = f->normed,
                          .x_stride = hidden,
@@ -213,10 +234,10 @@ ra_status_t ra_forward_run(ra_forward_t *f, const ra_forward_io_t *io)
 {
     ra_forward_control_t *control = f->params.control;
 
-    ra_op_embed(ra_prepared_embeddings(f->params.weights), io->token, f->rows, f->x,
-                f->params.config->hidden_size, f->params.stream);
-    for (int64_t r = 0; io->routing_gap != NULL && r < f->rows; r++) {
-        io->routing_gap[r] = INFINITY;
+    RA_TRY(ra_op_embed(ra_prepared_embeddings(f->params.weights), io->token, f->rows, f->x,
+                       f->params.config->hidden_size, f->params.stream));
+    if (io->routing_gap != NULL) {
+        RA_TRY(ra_op_fill(io->routing_gap, f->rows, INFINITY, f->params.stream));
     }
     for (int64_t l = 0; l < f->params.config->layers; l++) {
         if (atomic_load_explicit(&control->stop, memory_order_relaxed)) {

@@ -7,79 +7,56 @@
 #include "base/trace.h"
 #include "model/forward_plan.h"
 #include "model/layer_ops.h"
-#include <math.h>
 
-/* One formula wherever a log-probability is made, so that equal parts give equal bits. */
-static float log_probability(float logit, float m, float l)
-{
-    return (float)((double)logit - (double)m - log((double)l));
-}
-
-static ra_status_t block_logits(ra_forward_t *f, int64_t block, int64_t n, int64_t *columns_p)
+/* y [n, columns] = logits of vocabulary block @a block. */
+static ra_status_t block_logits(ra_forward_t *f, int64_t block, int64_t n, float *y)
 {
     const ra_gemm_weight_t *weight = ra_prepared_head(f->params.weights, block);
-    int64_t columns = ra_gemm_weight_out(weight);
     ra_gemm_job_t job = {.weight = weight,
                          .x = f->normed,
                          .x_stride = f->params.config->hidden_size,
                          .rows = n,
-                         .y = f->head,
-                         .y_stride = columns};
-    *columns_p = columns;
+                         .y = y,
+                         .y_stride = ra_gemm_weight_out(weight)};
     return ra_gemm(&job, 1, false, f->params.stream);
 }
 
-static void norm_rows(ra_forward_t *f, int64_t begin, int64_t n)
+static ra_status_t norm_rows(ra_forward_t *f, int64_t begin, int64_t n)
 {
     int64_t hidden = f->params.config->hidden_size;
-    ra_op_rms_norm(f->x + begin * hidden, hidden, n, hidden,
-                   ra_prepared_final_norm(f->params.weights), f->params.config->rms_norm_eps,
-                   f->normed, hidden, f->params.stream);
-    for (int64_t r = 0; r < n; r++) {
-        f->lse_m[r] = -INFINITY;
-        f->lse_l[r] = 0.0f;
-        f->picked[r] = 0.0f;
-    }
+    RA_TRY(ra_op_rms_norm(f->x + begin * hidden, hidden, n, hidden,
+                          ra_prepared_final_norm(f->params.weights), f->params.config->rms_norm_eps,
+                          f->normed, hidden, RA_F32, f->params.stream));
+    return ra_op_lse_reset(f->lse_m, f->lse_l, f->picked, n, f->params.stream);
 }
 
 static ra_status_t score_rows(ra_forward_t *f, const ra_forward_io_t *io, int64_t begin, int64_t n)
 {
-    norm_rows(f, begin, n);
+    RA_TRY(norm_rows(f, begin, n));
     for (int64_t b = 0; ra_prepared_head(f->params.weights, b) != NULL; b++) {
-        int64_t columns;
-        RA_TRY(block_logits(f, b, n, &columns));
-        ra_op_lse_fold(f->head, columns, n, columns, b * RA_HEAD_BLOCK, io->target + begin,
-                       f->lse_m, f->lse_l, f->picked, f->params.stream);
+        int64_t columns = ra_gemm_weight_out(ra_prepared_head(f->params.weights, b));
+        RA_TRY(block_logits(f, b, n, f->head));
+        RA_TRY(ra_op_lse_fold(f->head, columns, n, columns, b * RA_HEAD_BLOCK, io->target + begin,
+                              f->lse_m, f->lse_l, f->picked, f->params.stream));
     }
-    for (int64_t r = 0; r < n; r++) {
-        io->logprob[begin + r] = io->target[begin + r] < 0
-                                     ? 0.0f
-                                     : log_probability(f->picked[r], f->lse_m[r], f->lse_l[r]);
-    }
-    return RA_OK;
+    return ra_op_log_prob(f->picked, io->target + begin, f->lse_m, f->lse_l, 1, n,
+                          io->logprob + begin, f->params.stream);
 }
 
 /* All log-probabilities of one row: its logits once into the output, then shifted by the
  * log-sum-exp. */
 static ra_status_t vocabulary_row(ra_forward_t *f, const ra_forward_io_t *io)
 {
-    static const int32_t no_target = -1;
-    int64_t vocab = f->params.config->vocab_size;
-
-    norm_rows(f, io->logits_row, 1);
+    RA_TRY(norm_rows(f, io->logits_row, 1));
     for (int64_t b = 0; ra_prepared_head(f->params.weights, b) != NULL; b++) {
-        int64_t columns, first = b * RA_HEAD_BLOCK;
-        RA_TRY(block_logits(f, b, 1, &columns));
-        ra_op_lse_fold(f->head, columns, 1, columns, first, &no_target, f->lse_m, f->lse_l,
-                       f->picked, f->params.stream);
-        for (int64_t j = 0; j < columns; j++) {
-            io->next_logprob[first + j] = f->head[j];
-        }
+        int64_t columns = ra_gemm_weight_out(ra_prepared_head(f->params.weights, b));
+        float *logits = io->next_logprob + b * RA_HEAD_BLOCK;
+        RA_TRY(block_logits(f, b, 1, logits));
+        RA_TRY(ra_op_lse_fold(logits, columns, 1, columns, b * RA_HEAD_BLOCK, NULL, f->lse_m,
+                              f->lse_l, f->picked, f->params.stream));
     }
-    for (int64_t j = 0; j < vocab; j++) {
-        io->next_logprob[j] = log_probability(io->next_logprob[j], f->lse_m[0], f->lse_l[0]);
-    }
-    return RA_OK;
+    return ra_op_log_prob(io->next_logprob, NULL, f->lse_m, f->lse_l, 0,
+                          f->params.config->vocab_size, io->next_logprob, f->params.stream);
 }
 
 ra_status_t ra_lm_head(ra_forward_t *f, const ra_forward_io_t *io)

@@ -9,19 +9,21 @@ static ra_status_t project_rows(ra_forward_t *f, const ra_prepared_layer_t *laye
                                 int64_t n)
 {
     const ra_model_config_t *config = f->params.config;
-    ra_stream_t *stream = f->params.stream;
     int64_t width = config->heads * config->head_dim;
     int64_t rotary = config->rope.rotary_dim;
-    double eps = config->rms_norm_eps;
     const float *table = f->rope + begin * rotary;
     float *q = f->mixer + begin * 3 * width, *k = q + width;
 
     RA_TRY(ra_project_rows(f, layer, layer->qkv, begin, n, q, 3 * width));
-    ra_op_head_norm_rope(q, 3 * width, n, config->heads, config->head_dim, layer->q_norm, eps,
-                         table, rotary, q, 3 * width, stream);
-    ra_op_head_norm_rope(k, 3 * width, n, config->heads, config->head_dim, layer->k_norm, eps,
-                         table, rotary, k, 3 * width, stream);
-    return RA_OK;
+    ra_op_heads_t parts[2] = {{.x = q, .y = q, .weight = layer->q_norm},
+                              {.x = k, .y = k, .weight = layer->k_norm}};
+    for (int i = 0; i < 2; i++) {
+        parts[i].x_stride = parts[i].y_stride = 3 * width;
+        parts[i].heads = config->heads;
+        parts[i].rotate = true;
+    }
+    return ra_op_head_norm_rope(parts, 2, n, config->head_dim, config->rms_norm_eps, table, rotary,
+                                RA_F32, f->params.stream);
 }
 
 /* The scan's output takes the place of v. */
@@ -65,12 +67,11 @@ static ra_status_t close_rows(ra_forward_t *f, const ra_prepared_layer_t *layer,
     const ra_model_config_t *config = f->params.config;
     ra_stream_t *stream = f->params.stream;
     int64_t hidden = config->hidden_size, width = config->heads * config->head_dim;
-    double eps = config->rms_norm_eps;
     float *o = f->mixer + begin * 3 * width + 2 * width;
 
     RA_TRY(ra_project_rows(f, layer, layer->g_proj, begin, n, f->wide, width));
-    ra_op_group_norm_gate(o, 3 * width, n, width, config->group_norm_groups, layer->g_norm, eps,
-                          f->wide, width, stream);
+    RA_TRY(ra_op_group_norm_gate(o, 3 * width, n, width, config->group_norm_groups, layer->g_norm,
+                                 config->rms_norm_eps, f->wide, width, RA_F32, stream));
     ra_gemm_job_t out = {.weight = layer->dense,
                          .x = o,
                          .x_stride = 3 * width,

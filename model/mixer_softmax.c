@@ -25,21 +25,32 @@ static ra_status_t project_rows(ra_forward_t *f, const ra_prepared_layer_t *laye
                                 const softmax_buffers_t *b, int64_t begin, int64_t n)
 {
     const ra_model_config_t *config = f->params.config;
-    ra_stream_t *stream = f->params.stream;
     int64_t width = b->q_width + 2 * b->kv_width;
     int64_t rotary = config->rope.rotary_dim;
-    double eps = config->rms_norm_eps;
     const float *table = f->rope + begin * rotary;
 
     RA_TRY(ra_project_rows(f, layer, layer->qkv, begin, n, f->wide, width));
-    ra_op_head_norm_rope(f->wide, width, n, config->heads, config->head_dim, layer->q_norm, eps,
-                         table, rotary, b->q + begin * b->q_width, b->q_width, stream);
-    ra_op_head_norm_rope(f->wide + b->q_width, width, n, config->kv_heads, config->head_dim,
-                         layer->k_norm, eps, table, rotary, b->kv + begin * b->kv_width,
-                         b->kv_width, stream);
-    ra_op_copy_rows(f->wide + b->q_width + b->kv_width, width, n, b->kv_width,
-                    b->kv + (f->rows + begin) * b->kv_width, b->kv_width, stream);
-    return RA_OK;
+    ra_op_heads_t parts[3] = {{.x = f->wide,
+                               .y = b->q + begin * b->q_width,
+                               .y_stride = b->q_width,
+                               .heads = config->heads,
+                               .weight = layer->q_norm,
+                               .rotate = true},
+                              {.x = f->wide + b->q_width,
+                               .y = b->kv + begin * b->kv_width,
+                               .y_stride = b->kv_width,
+                               .heads = config->kv_heads,
+                               .weight = layer->k_norm,
+                               .rotate = true},
+                              {.x = f->wide + b->q_width + b->kv_width,
+                               .y = b->kv + (f->rows + begin) * b->kv_width,
+                               .y_stride = b->kv_width,
+                               .heads = config->kv_heads}};
+    for (int i = 0; i < 3; i++) {
+        parts[i].x_stride = width;
+    }
+    return ra_op_head_norm_rope(parts, 3, n, config->head_dim, config->rms_norm_eps, table, rotary,
+                                RA_F32, f->params.stream);
 }
 
 static ra_status_t run_ring(ra_forward_t *f, int64_t l, const softmax_buffers_t *b)

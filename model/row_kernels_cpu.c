@@ -54,7 +54,7 @@ static void rms_norm(const ra_rms_norm_args_t *args, int64_t begin, int64_t end)
     for (int64_t r = begin; r < end; r++) {
         const float *x = args->x + r * args->x_stride;
         float factor = inverse_rms(x, args->channels, args->eps);
-        scale_row(x, factor, args->weight, args->channels, args->y + r * args->y_stride);
+        scale_row(x, factor, args->weight, args->channels, (float *)args->y + r * args->y_stride);
     }
 }
 
@@ -77,15 +77,18 @@ static void rotate(float *y, const float *cosine, const float *sine, int64_t hal
 
 static void head_rope(const ra_head_rope_args_t *args, int64_t begin, int64_t end)
 {
-    int64_t half = args->rotary_dim / 2;
+    int64_t n = args->head_dim, half = args->rotary_dim / 2;
     for (int64_t r = begin; r < end; r++) {
         const float *cosine = args->table + r * args->rotary_dim;
-        for (int64_t h = 0; h < args->heads; h++) {
-            const float *x = args->x + r * args->x_stride + h * args->head_dim;
-            float *y = args->y + r * args->y_stride + h * args->head_dim;
-            float factor = args->weight == NULL ? 1.0f : inverse_rms(x, args->head_dim, args->eps);
-            scale_row(x, factor, args->weight, args->head_dim, y);
-            rotate(y, cosine, cosine + half, half);
+        for (int p = 0; p < args->count; p++) {
+            const ra_op_heads_t *part = &args->parts[p];
+            for (int64_t h = 0; h < part->heads; h++) {
+                const float *x = (const float *)part->x + r * part->x_stride + h * n;
+                float *y = (float *)part->y + r * part->y_stride + h * n;
+                float factor = part->weight == NULL ? 1.0f : inverse_rms(x, n, args->eps);
+                scale_row(x, factor, part->weight, n, y);
+                rotate(y, cosine, cosine + half, part->rotate ? half : 0);
+            }
         }
     }
 }
@@ -101,8 +104,8 @@ static void group_gate(const ra_group_gate_args_t *args, int64_t begin, int64_t 
     int64_t n = args->channels / args->groups;
     for (int64_t r = begin; r < end; r++) {
         for (int64_t g = 0; g < args->groups; g++) {
-            float *o = args->o + r * args->o_stride + g * n;
-            const float *gate = args->gate + r * args->gate_stride + g * n;
+            float *o = (float *)args->o + r * args->o_stride + g * n;
+            const float *gate = (const float *)args->gate + r * args->gate_stride + g * n;
             scale_row(o, inverse_rms(o, n, args->eps), args->weight + g * n, n, o);
             for (int64_t i = 0; i < n; i += W) {
                 int left = lanes_left(n, i);
@@ -149,7 +152,7 @@ static void lse_fold(const ra_lse_fold_args_t *args, int64_t begin, int64_t end)
 {
     for (int64_t r = begin; r < end; r++) {
         const float *z = args->logits + r * args->stride;
-        int64_t target = args->target[r] - args->first;
+        int64_t target = args->target == NULL ? -1 : args->target[r] - args->first;
         if (target >= 0 && target < args->columns) {
             args->picked[r] = z[target];
         }

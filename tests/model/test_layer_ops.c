@@ -10,6 +10,11 @@ enum { ROWS = 37, STRIDE_PAD = 3 };
 
 static const int64_t widths[] = {1, 4, 15, 16, 31, 32, 64, 100, 256};
 
+static void ok(ra_status_t status)
+{
+    assert_int_equal(status, RA_OK);
+}
+
 static double *doubles(int64_t n)
 {
     double *values = malloc((size_t)n * sizeof(*values));
@@ -60,7 +65,7 @@ static void check_rms_norm(int64_t n)
         }
     }
     test_poison(y, ROWS * n);
-    ra_op_rms_norm(x, stride, ROWS, n, weight, 1e-6, y, n, NULL);
+    ok(ra_op_rms_norm(x, stride, ROWS, n, weight, 1e-6, y, n, RA_F32, NULL));
     test_near(y, want, ROWS * n, 1e-6, 2e-6, "rms norm");
     free(x), free(y), free(weight), free(want);
 }
@@ -106,10 +111,14 @@ static void check_head_rope(int64_t head_dim)
     }
     test_poison(table, ROWS * rotary);
     test_poison(y, ROWS * n);
-    ra_op_rope_table(positions, ROWS, inv_freq, rotary, 1.25, table, NULL);
-    ra_op_head_norm_rope(x, n, ROWS, HEADS, head_dim, weight, 1e-6, table, rotary, y, n, NULL);
+    ok(ra_op_rope_table(positions, ROWS, inv_freq, rotary, 1.25, table, NULL));
+    ra_op_heads_t part = {
+        .x = x, .y = y, .x_stride = n, .y_stride = n, .heads = HEADS, .weight = weight};
+    part.rotate = true;
+    ok(ra_op_head_norm_rope(&part, 1, ROWS, head_dim, 1e-6, table, rotary, RA_F32, NULL));
     test_near(y, want, ROWS * n, 4e-6, 2e-6, "head norm and rope");
-    ra_op_head_norm_rope(x, n, ROWS, HEADS, head_dim, weight, 1e-6, table, rotary, x, n, NULL);
+    part.y = x;
+    ok(ra_op_head_norm_rope(&part, 1, ROWS, head_dim, 1e-6, table, rotary, RA_F32, NULL));
     assert_memory_equal(x, y, (size_t)(ROWS * n) * sizeof(*x)); /* in place gives the same bits */
     free(x), free(y), free(weight), free(table), free(want);
 }
@@ -139,7 +148,7 @@ static void check_group_gate(int64_t group)
         double f = inverse_rms(o + i / group * group, group, 1e-6);
         want[i] = o[i] * f * weight[i % n] / (1.0 + exp(-(double)gate[i]));
     }
-    ra_op_group_norm_gate(o, n, ROWS, n, GROUPS, weight, 1e-6, gate, n, NULL);
+    ok(ra_op_group_norm_gate(o, n, ROWS, n, GROUPS, weight, 1e-6, gate, n, RA_F32, NULL));
     test_near(o, want, ROWS * n, 1e-6, 3e-6, "group norm and gate");
     free(o), free(gate), free(weight), free(want);
 }
@@ -163,7 +172,7 @@ static void check_silu(int64_t n)
     for (int64_t i = 0; i < ROWS * n; i++) {
         want[i] = gate[i] / (1.0 + exp(-(double)gate[i])) * up[i];
     }
-    ra_op_silu_mul(gate, n, up, n, ROWS, n, NULL);
+    ok(ra_op_silu_mul(gate, n, up, n, ROWS, n, RA_F32, NULL));
     test_near(gate, want, ROWS * n, 1e-6, 2e-6, "silu");
     free(gate), free(up), free(want);
 }
@@ -193,15 +202,17 @@ static void check_lse(int64_t n)
             sum += exp((double)z[(j / n) * ROWS * n + r * n + j % n]);
         }
         want[r] = (double)z[(target[r] / n) * ROWS * n + r * n + target[r] % n] - log(sum);
-        m[r] = -INFINITY;
-        l[r] = 0;
-        picked[r] = NAN;
     }
-    ra_op_lse_fold(z, n, ROWS, n, 0, target, m, l, picked, NULL);
-    ra_op_lse_fold(z + ROWS * n, n, ROWS, n, n, target, m, l, picked, NULL);
-    for (int r = 0; r < ROWS; r++) {
-        got[r] = (float)((double)picked[r] - m[r] - log((double)l[r]));
-    }
+    target[3] = -1; /* not scored */
+    want[3] = 0;
+    test_poison(m, ROWS);
+    test_poison(l, ROWS);
+    test_poison(picked, ROWS);
+    test_poison(got, ROWS);
+    ok(ra_op_lse_reset(m, l, picked, ROWS, NULL));
+    ok(ra_op_lse_fold(z, n, ROWS, n, 0, target, m, l, picked, NULL));
+    ok(ra_op_lse_fold(z + ROWS * n, n, ROWS, n, n, target, m, l, picked, NULL));
+    ok(ra_op_log_prob(picked, target, m, l, 1, ROWS, got, NULL));
     test_near(got, want, ROWS, 2e-6, 1e-6, "log-probability");
     free(z);
 }
@@ -221,7 +232,7 @@ static void log_sum_exp_of_a_nan_logit_is_nan(void **state)
     float z[64] = {0}, m = -INFINITY, l = 0, picked = 0;
     int32_t target = 3;
     z[40] = NAN;
-    ra_op_lse_fold(z, 64, 1, 64, 0, &target, &m, &l, &picked, NULL);
+    ok(ra_op_lse_fold(z, 64, 1, 64, 0, &target, &m, &l, &picked, NULL));
     assert_true(isnan(picked - m - logf(l)));
 }
 
@@ -237,11 +248,80 @@ static void embedding_widens_bf16_rows(void **state)
     }
     ra_tensor_t table = ra_tensor_view(bits, RA_BF16, 2, extent);
     test_poison(x, 10);
-    ra_op_embed(&table, tokens, 2, x, 5, NULL);
+    ok(ra_op_embed(&table, tokens, 2, x, 5, NULL));
     for (int i = 0; i < 5; i++) {
         assert_true(x[i] == (float)(10 + i) * 0.5f);
         assert_true(x[5 + i] == (float)i * 0.5f);
     }
+}
+
+/* A row of the vocabulary: one m and l for every entry, no targets, in place. */
+static void a_vocabulary_row_sums_to_one(void **state)
+{
+    (void)state;
+    enum { VOCABULARY = 100 };
+    uint64_t seed = 6;
+    float z[VOCABULARY], m, l, picked;
+    double want[VOCABULARY], sum = 0, mass = 0;
+
+    test_fill(z, VOCABULARY, &seed, -20, 5);
+    for (int j = 0; j < VOCABULARY; j++) {
+        sum += exp((double)z[j]);
+    }
+    for (int j = 0; j < VOCABULARY; j++) {
+        want[j] = (double)z[j] - log(sum);
+    }
+    ok(ra_op_lse_reset(&m, &l, &picked, 1, NULL));
+    ok(ra_op_lse_fold(z, 64, 1, 64, 0, NULL, &m, &l, &picked, NULL));
+    ok(ra_op_lse_fold(z + 64, 36, 1, 36, 64, NULL, &m, &l, &picked, NULL));
+    ok(ra_op_log_prob(z, NULL, &m, &l, 0, VOCABULARY, z, NULL));
+    test_near(z, want, VOCABULARY, 2e-6, 1e-6, "vocabulary row");
+    for (int j = 0; j < VOCABULARY; j++) {
+        mass += exp((double)z[j]);
+    }
+    assert_true(fabs(mass - 1) < 1e-5);
+}
+
+static void routing_gaps_fold_to_the_least(void **state)
+{
+    (void)state;
+    enum { N = 5000 }; /* more than a thread takes at once */
+    uint64_t seed = 7;
+    static float a[N], b[N], least[N];
+
+    test_fill(a, N, &seed, 0, 1);
+    test_fill(b, N, &seed, 0, 1);
+    test_poison(least, N);
+    ok(ra_op_fill(least, N, INFINITY, NULL));
+    ok(ra_op_min_rows(a, N, least, NULL));
+    ok(ra_op_min_rows(b, N, least, NULL));
+    for (int i = 0; i < N; i++) {
+        assert_true(least[i] == fminf(a[i], b[i]));
+    }
+}
+
+static void heads_without_norm_and_rotation_are_copied(void **state)
+{
+    (void)state;
+    enum { HEADS = 2, DIM = 20, PITCH = 47 };
+    uint64_t seed = 8;
+    float x[ROWS * PITCH], y[ROWS * HEADS * DIM];
+
+    test_fill(x, ROWS * PITCH, &seed, -2, 2);
+    test_poison(y, ROWS * HEADS * DIM);
+    ra_op_heads_t part = {
+        .x = x, .y = y, .x_stride = PITCH, .y_stride = HEADS * DIM, .heads = HEADS};
+    ok(ra_op_head_norm_rope(&part, 1, ROWS, DIM, 1e-6, x, 0, RA_F32, NULL));
+    for (int r = 0; r < ROWS; r++) {
+        assert_memory_equal(y + r * HEADS * DIM, x + r * PITCH, HEADS * DIM * sizeof(*x));
+    }
+}
+
+static void the_cpu_refuses_bf16_activations(void **state)
+{
+    (void)state;
+    uint16_t gate[4] = {0}, up[4] = {0};
+    assert_int_equal(ra_op_silu_mul(gate, 4, up, 4, 1, 4, RA_BF16, NULL), RA_ERR_UNSUPPORTED);
 }
 
 int main(void)
@@ -254,6 +334,10 @@ int main(void)
         cmocka_unit_test(log_sum_exp_over_vocabulary_blocks_matches_one_sum),
         cmocka_unit_test(log_sum_exp_of_a_nan_logit_is_nan),
         cmocka_unit_test(embedding_widens_bf16_rows),
+        cmocka_unit_test(a_vocabulary_row_sums_to_one),
+        cmocka_unit_test(routing_gaps_fold_to_the_least),
+        cmocka_unit_test(heads_without_norm_and_rotation_are_copied),
+        cmocka_unit_test(the_cpu_refuses_bf16_activations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
