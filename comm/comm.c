@@ -48,6 +48,21 @@ bool ra_comm_lends(const ra_comm_t *comm)
     return comm->end->ops->lends;
 }
 
+bool ra_comm_in_order(const ra_comm_t *comm)
+{
+    return comm->end->ops->in_order;
+}
+
+bool ra_comm_uses_kernels(const ra_comm_t *comm)
+{
+    return comm->end->ops->uses_kernels;
+}
+
+ra_status_t ra_comm_attach(ra_comm_t *comm, ra_stream_t *compute)
+{
+    return comm->end->ops->attach(comm->end, compute);
+}
+
 void ra_comm_set_timeout(ra_comm_t *comm, double seconds)
 {
     comm->timeout_s = seconds;

@@ -7,6 +7,26 @@
  * that fails calls ra_comm_abort(): every wait of every surviving rank then returns RA_ERR_PEER;
  * nobody hangs.
  *
+ * Device memory. ra_comm_attach() ties a communicator to a compute stream; from then on transfers
+ * may name memory of that stream's device beside host memory, and those that do are stream-ordered:
+ *   - a transfer starts after everything queued on the compute stream when it was posted;
+ *   - it runs beside the compute stream, on queues of the communicator;
+ *   - once ra_comm_wait() or ra_comm_test() has said RA_OK, work queued later on the compute stream
+ *     runs after the transfer, of a send as of a receive. The host has waited for the other side to
+ *     post at most, never for the bytes.
+ * Transfers of host memory complete as they always do: the bytes are there when the wait returns.
+ * Both sides of a transfer name the same kind of memory.
+ *
+ * Transports that match in order. On some (ra_comm_in_order()) a group starts only when the groups
+ * posted before it are done, and tags are not sent. Callers that want to run on all of them post
+ * transfers that need each other on both sides (a ring step) as one group, post the transfers of a
+ * pair in the same order on both sides, and send to themselves within one group only.
+ *
+ * Kernels that hold all multiprocessors. Where ra_comm_uses_kernels() the transfers are kernels
+ * too: what such a compute kernel waits for must have been posted before it is launched, and so
+ * must everything that its peers wait for, or some multiprocessors must be left free. Copy engines
+ * need none; a transfer posted after the launch still starts after the kernel.
+ *
  * A communicator handle belongs to one rank and is used by that rank's thread; only ra_comm_abort()
  * may be called from any thread. Posted memory belongs to the transport until its request
  * completes. Knows nothing of attention. Transports are rows of one table (transport_table.c).
@@ -14,6 +34,7 @@
 #ifndef RA_COMM_COMM_H
 #define RA_COMM_COMM_H
 
+#include "base/device.h"
 #include "base/status.h"
 #include <stdbool.h>
 #include <stdint.h>
@@ -45,6 +66,14 @@ typedef struct ra_transfer {
     void *data; /**< RA_LEND/RA_SEND: read only. RA_BORROW: landing buffer, or NULL if the transport
                    lends */
     int64_t bytes; /**< 0 is legal and still synchronises the pair */
+    /**
+     * RA_RECV/RA_BORROW: optional, in the same kind of memory as data; set to gate_value after the
+     * bytes have arrived, in stream order, so that a running kernel can wait for them. Set without
+     * the bytes when the transfer is cancelled or fails, so that no kernel waits forever. Gates of
+     * one group may open together: pieces to be used one by one are groups of their own.
+     */
+    uint32_t *gate;
+    uint32_t gate_value;
 } ra_transfer_t;
 
 #define RA_TAG_RESERVED 0xffff0000u /**< tags from here on belong to the collectives */
@@ -54,6 +83,17 @@ int ra_comm_size(const ra_comm_t *comm);
 const char *ra_comm_transport(const ra_comm_t *comm);
 /** True when RA_BORROW needs no landing buffer. */
 bool ra_comm_lends(const ra_comm_t *comm);
+/** True when groups run one after another and match by order alone (see above). */
+bool ra_comm_in_order(const ra_comm_t *comm);
+/** True when transfers of device memory need multiprocessors (see above). */
+bool ra_comm_uses_kernels(const ra_comm_t *comm);
+/**
+ * Tie @a comm to @a compute, which it borrows from now on; once, before device memory is posted.
+ * Every rank calls (some transports connect here). A stream of the CPU changes nothing.
+ * @retval RA_ERR_USAGE  the transport does not reach memory of that device, or needs a device a
+ *                       rank and there are fewer.
+ */
+ra_status_t ra_comm_attach(ra_comm_t *comm, ra_stream_t *compute);
 /** Seconds any single wait of the plan layers may take; set before use. The default is the
  * transport's: a day where ranks are threads, which cannot vanish unnoticed. */
 void ra_comm_set_timeout(ra_comm_t *comm, double seconds);
@@ -63,7 +103,8 @@ int64_t ra_comm_deadline(const ra_comm_t *comm);
 /**
  * Post @a count transfers as one group. Never blocks, never fails part way: on error nothing is
  * posted.
- * @retval RA_ERR_INVALID  bad peer, tag or size; RA_ERR_PEER when the communicator is aborted.
+ * @retval RA_ERR_INVALID  bad peer, tag, size or memory; RA_ERR_PEER when the communicator is
+ * aborted.
  */
 ra_status_t ra_comm_post(ra_comm_t *comm, const ra_transfer_t *transfers, int count,
                          ra_request_t **request_p);
@@ -76,7 +117,8 @@ ra_status_t ra_comm_test(ra_request_t *request);
 ra_status_t ra_comm_wait(ra_request_t *request, int64_t deadline_ns);
 /** Withdraw a group that has not completed; its memory is the caller's again (a lent block that is
  * being read is awaited first, so after an error abort before cancelling). RA_OK if it had
- * completed. */
+ * completed. A group of device memory on a transport that matches in order cannot be withdrawn
+ * alone: the communicator is aborted. */
 ra_status_t ra_comm_cancel(ra_request_t *request);
 /** Bytes of borrow number @a index of the group, after completion. */
 const void *ra_request_borrowed(const ra_request_t *request, int index);
@@ -87,8 +129,10 @@ void ra_request_free(ra_request_t *request);
  */
 void ra_comm_abort(ra_comm_t *comm, ra_status_t cause);
 
-/* Collectives: every rank calls in the same order. All wait at most ra_comm_deadline(). */
+/* Collectives: every rank calls in the same order. All wait at most ra_comm_deadline(). Device
+ * memory is moved in stream order, as by posts that have been waited on. */
 
+/** Nobody leaves before everybody came. Of host threads: says nothing about compute streams. */
 ra_status_t ra_comm_barrier(ra_comm_t *comm);
 /** Every rank gives @a bytes; all = rank 0's, rank 1's, ... */
 ra_status_t ra_comm_allgather(ra_comm_t *comm, const void *mine, int64_t bytes, void *all);

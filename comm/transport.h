@@ -25,15 +25,18 @@ struct ra_request {
     const ra_transport_ops_t *ops;
 };
 
-/** All slots are required. Contracts not repeated here are those of comm/comm.h. */
+/** All functions are required. Contracts not repeated here are those of comm/comm.h. */
 struct ra_transport_ops {
     const char *name, *doc;
-    bool lends; /**< RA_BORROW needs no landing buffer */
+    bool lends;        /**< RA_BORROW needs no landing buffer */
+    bool in_order;     /**< ra_comm_in_order() */
+    bool uses_kernels; /**< ra_comm_uses_kernels() */
     /** Default seconds of one wait: how long a healthy peer may compute before it answers. */
     double patience_s;
 
     /** Open all @a size ends of a world of threads. On error none is open. */
     ra_status_t (*open)(int size, ra_transport_t **ends_p);
+    ra_status_t (*attach)(ra_transport_t *end, ra_stream_t *compute);
     /** Accepts NULL. No request of this end exists. */
     void (*close)(ra_transport_t *end);
 
@@ -51,6 +54,7 @@ struct ra_transport_ops {
 
 extern const ra_transport_ops_t ra_transport_local;
 extern const ra_transport_ops_t ra_transport_local_copy;
+extern const ra_transport_ops_t ra_transport_local_order;
 
 /** Row called @a name; "auto" is the first row. @retval RA_ERR_USAGE unknown, the rows are listed.
  */

@@ -8,6 +8,7 @@
 static const ra_transport_ops_t *const transport_table[] = {
     &ra_transport_local,
     &ra_transport_local_copy,
+    &ra_transport_local_order,
 };
 
 ra_status_t ra_transport_find(const char *name, const ra_transport_ops_t **ops_p)
