@@ -16,14 +16,20 @@
  *     o_i  = scale * ( e^{b_i} S^T q_i + sum_j P_ij v_j )
  *     S'   = e^{b_C} S + sum_j k_j (e^{b_C - b_j} v_j)^T
  *
- * Numerics  fp32 inputs, accumulation and state. Bits of a segment depend on its tokens and its
- * incoming state only; chunks are cut from the segment's own start. Source    arXiv 2401.04658
- * (lightning attention-2), 2312.06635 (GLA), 2405.21060 (SSD).
+ * Memory    q, k, v, o, states and per-token decays lie on the stream's device; a constant decay is
+ * host memory, as is the list of segments. Both may go once the call has returned.
+ *
+ * Numerics  fp32 accumulation and state. Bits of a segment depend on its tokens and its incoming
+ * state only; chunks are cut from the segment's own start. CPU rows take F32; what the CUDA rows
+ * do is in linear_cuda.h.
+ *
+ * Source    arXiv 2401.04658 (lightning attention-2), 2312.06635 (GLA), 2405.21060 (SSD).
  */
 #ifndef RA_ATTENTION_LINEAR_CHUNK_H
 #define RA_ATTENTION_LINEAR_CHUNK_H
 
 #include "base/device.h"
+#include "base/dtype.h"
 #include <stdint.h>
 
 /** Tokens [row_begin, row_begin + row_count) of one document. */
@@ -35,13 +41,14 @@ typedef struct ra_linear_segment {
 
 typedef struct ra_linear_args {
     int32_t heads, key_dim, value_dim;
+    ra_dtype_t dtype; /**< of q, k, v and o: F32, on CUDA also BF16 */
     float scale;
-    const float *q, *k;                   /**< [rows, H, Dk] */
-    const float *v;                       /**< [rows, H, Dv] */
-    int64_t q_stride, k_stride, v_stride; /**< floats between rows */
+    const void *q, *k;                    /**< [rows, H, Dk] */
+    const void *v;                        /**< [rows, H, Dv] */
+    int64_t q_stride, k_stride, v_stride; /**< elements between rows */
     const float *log_decay; /**< [H] constant, or [rows, H] when log_decay_stride > 0; <= 0 */
     int64_t log_decay_stride;
-    float *o; /**< [rows, H, Dv]; may be exactly v (same pointer and stride) */
+    void *o; /**< [rows, H, Dv]; may be exactly v (same pointer and stride) */
     int64_t o_stride;
     const ra_linear_segment_t *segments; /**< disjoint rows */
     int64_t segment_count;
@@ -49,7 +56,7 @@ typedef struct ra_linear_args {
 
 typedef struct ra_linear_kernel ra_linear_kernel_t; /**< a row of the table in linear_kernels.c */
 
-/** As ra_softmax_select(); heads, key_dim, value_dim and log_decay_stride matter. */
+/** As ra_softmax_select(); heads, key_dim, value_dim, dtype and log_decay_stride matter. */
 ra_status_t ra_linear_select(const char *name, ra_device_kind_t device,
                              const ra_linear_args_t *shape, const ra_linear_kernel_t **kernel_p);
 const char *ra_linear_kernel_name(const ra_linear_kernel_t *kernel);
@@ -63,7 +70,8 @@ ra_status_t ra_linear_summarise(const ra_linear_kernel_t *kernel, const ra_linea
                                 ra_stream_t *stream);
 /**
  * Carry a state over a segment: after <- e^{G} before + after, G [H] the segment's total log-decay.
- * (S_out = A S_in + B with B in @a after.) States [H, Dk, Dv]; before NULL counts as zero.
+ * (S_out = A S_in + B with B in @a after.) States [H, Dk, Dv]; before NULL counts as zero. All
+ * three arrays lie on the stream's device.
  */
 ra_status_t ra_linear_carry(int32_t heads, int64_t state_per_head, const float *total_log_decay,
                             const float *before, float *after, ra_stream_t *stream);

@@ -194,8 +194,9 @@ static void pack_key_value(work_t *work, int64_t row)
 {
     const ra_linear_args_t *args = work->task->args;
     const ra_linear_chunk_t *c = &work->chunk;
-    const float *k = args->k + row * args->k_stride + work->task->head * c->key_dim;
-    const float *v = args->v + row * args->v_stride + work->task->head * c->value_dim;
+    const float *k = (const float *)args->k + row * args->k_stride + work->task->head * c->key_dim;
+    const float *v =
+        (const float *)args->v + row * args->v_stride + work->task->head * c->value_dim;
     const float *to_end = c->weight + (c->tokens - 1) * c->weight_step;
     for (int64_t j = 0; j < c->tokens; j++) {
         pack_row(v + j * args->v_stride, c->value_dim, 1, work->value + j * c->value_step);
@@ -209,8 +210,8 @@ static void pack_query_key(work_t *work, int64_t row)
 {
     const ra_linear_args_t *args = work->task->args;
     const ra_linear_chunk_t *c = &work->chunk;
-    const float *q = args->q + row * args->q_stride + work->task->head * c->key_dim;
-    const float *k = args->k + row * args->k_stride + work->task->head * c->key_dim;
+    const float *q = (const float *)args->q + row * args->q_stride + work->task->head * c->key_dim;
+    const float *k = (const float *)args->k + row * args->k_stride + work->task->head * c->key_dim;
     for (int64_t i = 0; i < c->tokens; i++) {
         pack_row(q + i * args->q_stride, c->key_dim, args->scale, work->query + i * c->key_step);
     }
@@ -232,18 +233,21 @@ static void look_ahead(work_t *work, int64_t row, int64_t count)
         return;
     }
     work->ahead = (ra_linear_ahead_t){
-        .source = {{args->k + row * args->k_stride + head * c->key_dim, args->k_stride, c->key_dim},
-                   {args->v + row * args->v_stride + head * c->value_dim, args->v_stride,
-                    c->value_dim}},
+        .source = {{(const float *)args->k + row * args->k_stride + head * c->key_dim,
+                    args->k_stride, c->key_dim},
+                   {(const float *)args->v + row * args->v_stride + head * c->value_dim,
+                    args->v_stride, c->value_dim}},
         .sources = 2,
         .rows = ra_min_i64(count, CHUNK),
         .steps = work->ahead.steps,
     };
     if (!work->task->state_only) {
-        work->ahead.source[2] = (ra_linear_rows_t){
-            args->q + row * args->q_stride + head * c->key_dim, args->q_stride, c->key_dim};
-        work->ahead.source[3] = (ra_linear_rows_t){
-            args->o + row * args->o_stride + head * c->value_dim, args->o_stride, c->value_dim};
+        work->ahead.source[2] =
+            (ra_linear_rows_t){(const float *)args->q + row * args->q_stride + head * c->key_dim,
+                               args->q_stride, c->key_dim};
+        work->ahead.source[3] =
+            (ra_linear_rows_t){(const float *)args->o + row * args->o_stride + head * c->value_dim,
+                               args->o_stride, c->value_dim};
         work->ahead.sources = 4;
     }
 }
@@ -268,7 +272,7 @@ ra_status_t RA_ISA_FN(ra_linear_task)(const ra_linear_task_t *task)
         pack_key_value(&work, row);
         if (!task->state_only) {
             pack_query_key(&work, row);
-            c->o = args->o + row * args->o_stride + task->head * c->value_dim;
+            c->o = (float *)args->o + row * args->o_stride + task->head * c->value_dim;
             ra_linear_scores(c);
             ra_linear_outputs(c);
         }

@@ -23,8 +23,7 @@ typedef struct job {
 
 static bool fits(const ra_linear_args_t *shape)
 {
-    (void)shape;
-    return true;
+    return shape->dtype == RA_F32;
 }
 
 static int longer_first(const void *left, const void *right)

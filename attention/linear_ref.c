@@ -18,8 +18,7 @@ typedef struct ref {
 
 static bool fits(const ra_linear_args_t *shape)
 {
-    (void)shape;
-    return true;
+    return shape->dtype == RA_F32;
 }
 
 static double log_decay(const ra_linear_args_t *args, int64_t row, int64_t head)
@@ -31,8 +30,8 @@ static void token(const ra_linear_args_t *args, int64_t row, int64_t head, bool 
                   double *state)
 {
     int64_t key_dim = args->key_dim, value_dim = args->value_dim;
-    const float *k = args->k + row * args->k_stride + head * key_dim;
-    const float *v = args->v + row * args->v_stride + head * value_dim;
+    const float *k = (const float *)args->k + row * args->k_stride + head * key_dim;
+    const float *v = (const float *)args->v + row * args->v_stride + head * value_dim;
     double decay = exp(log_decay(args, row, head));
     for (int64_t d = 0; d < key_dim; d++) {
         for (int64_t e = 0; e < value_dim; e++) {
@@ -43,8 +42,8 @@ static void token(const ra_linear_args_t *args, int64_t row, int64_t head, bool 
     if (state_only) {
         return;
     }
-    const float *q = args->q + row * args->q_stride + head * key_dim;
-    float *o = args->o + row * args->o_stride + head * value_dim;
+    const float *q = (const float *)args->q + row * args->q_stride + head * key_dim;
+    float *o = (float *)args->o + row * args->o_stride + head * value_dim;
     for (int64_t e = 0; e < value_dim; e++) {
         double sum = 0;
         for (int64_t d = 0; d < key_dim; d++) {

@@ -60,7 +60,7 @@ static void check(bench_t *bench, const timed_t *timed)
     double largest = 0, error = 0;
     for (int64_t i = 0; i < count; i++) {
         largest = fmax(largest, fabs((double)want[i]));
-        double off = fabs((double)timed->args.o[i] - (double)want[i]);
+        double off = fabs((double)((const float *)timed->args.o)[i] - (double)want[i]);
         error = off > error || isnan(off) ? off : error;
     }
     if (!(error <= 1.2e-5 * largest)) {

@@ -176,15 +176,18 @@ static double quadratic(const problem_t *p, const ra_linear_segment_t *segment, 
                         int64_t head, int64_t e)
 {
     const ra_linear_args_t *a = &p->args;
-    const float *q = a->q + (segment->row_begin + t) * a->q_stride + head * a->key_dim;
+    const float *q =
+        (const float *)a->q + (segment->row_begin + t) * a->q_stride + head * a->key_dim;
     double sum = 0, decay = 0;
     for (int64_t j = t; j >= 0; j--) {
-        const float *k = a->k + (segment->row_begin + j) * a->k_stride + head * a->key_dim;
+        const float *k =
+            (const float *)a->k + (segment->row_begin + j) * a->k_stride + head * a->key_dim;
         double dot = 0;
         for (int64_t d = 0; d < a->key_dim; d++) {
             dot += (double)q[d] * (double)k[d];
         }
-        const float *v = a->v + (segment->row_begin + j) * a->v_stride + head * a->value_dim;
+        const float *v =
+            (const float *)a->v + (segment->row_begin + j) * a->v_stride + head * a->value_dim;
         sum += dot * exp(decay) * (double)v[e];
         decay += (double)a->log_decay[(segment->row_begin + j) * a->log_decay_stride + head];
     }
