@@ -109,6 +109,13 @@ static __device__ __forceinline__ uint64_t ra_l2_evict_first(void)
     return policy;
 }
 
+static __device__ __forceinline__ uint64_t ra_l2_evict_normal(void)
+{
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
 /** Load the box at (c0, c1, c2, c3) into @a shared; completion counts on @a bar. */
 static __device__ __forceinline__ void ra_tma_load_4d(uint32_t shared, const CUtensorMap *map,
                                                       uint32_t bar, int c0, int c1, int c2, int c3,
@@ -117,6 +124,67 @@ static __device__ __forceinline__ void ra_tma_load_4d(uint32_t shared, const CUt
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
                  ".L2::cache_hint [%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(shared),
                  "l"(map), "r"(bar), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "l"(policy)
+                 : "memory");
+}
+
+/** Store the box at (c0, c1) from @a shared, clipped to the map; see ra_bulk_commit(). */
+static __device__ __forceinline__ void ra_tma_store_2d(const CUtensorMap *map, uint32_t shared,
+                                                       int c0, int c1)
+{
+    asm volatile(
+        "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(
+            map),
+        "r"(shared), "r"(c0), "r"(c1)
+        : "memory");
+}
+
+static __device__ __forceinline__ void ra_bulk_commit(void)
+{
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+/** Wait until at most @a N of this thread's bulk groups still read shared memory. */
+template <int N> static __device__ __forceinline__ void ra_bulk_wait_read(void)
+{
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
+}
+
+/** Wait until at most @a N of this thread's bulk groups are incomplete. */
+template <int N> static __device__ __forceinline__ void ra_bulk_wait(void)
+{
+    asm volatile("cp.async.bulk.wait_group %0;" ::"n"(N) : "memory");
+}
+
+/** Shared memory seen by ordinary accesses so far is also seen by later bulk copies and wgmma. */
+static __device__ __forceinline__ void ra_fence_proxy_async_shared(void)
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/* ---- copies by ordinary threads ------------------------------------------------------------- */
+
+/** Copy @a bytes (0 or 16) to 16 bytes of @a shared, zeros behind them. */
+static __device__ __forceinline__ void ra_cp_async_16(uint32_t shared, const void *global,
+                                                      uint32_t bytes)
+{
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared),
+                 "l"(global), "r"(bytes)
+                 : "memory");
+}
+
+/** Arrive on @a bar, for which this arrival was counted, once this thread's copies are done. */
+static __device__ __forceinline__ void ra_cp_async_arrive(uint32_t bar)
+{
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
+}
+
+/** Store four 8 x 8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix
+ * l / 8, register j holds elements 2 (l & 3), + 1 of row l / 4 of matrix j. */
+static __device__ __forceinline__ void ra_stmatrix_x4(uint32_t shared, uint32_t a0, uint32_t a1,
+                                                      uint32_t a2, uint32_t a3)
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared),
+                 "r"(a0), "r"(a1), "r"(a2), "r"(a3)
                  : "memory");
 }
 
@@ -264,6 +332,30 @@ template <> struct ra_wgmma<160> {
                      "wgmma.mma_async.sync.aligned.m64n160k16.f32.bf16.bf16 " RA_WGMMA_D160
                      ", a, b, p, 1, 1, 0, 0;\n}\n"
                      : RA_F32(d, 0), RA_F32(d, 32), RA_F16(d, 64)
+                     : "r"(a), "r"(b), "r"(add), "n"(RA_DESC_HIGH));
+    }
+};
+
+#define RA_WGMMA_D256                                                                              \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "                 \
+    "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                  \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, "                  \
+    "%47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "                  \
+    "%62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, "                  \
+    "%77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, "                  \
+    "%92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, "                 \
+    "%106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, "                     \
+    "%118, %119, %120, %121, %122, %123, %124, %125, %126, %127}"
+
+template <> struct ra_wgmma<256> {
+    static __device__ __forceinline__ void ss(float (&d)[128], uint32_t a, uint32_t b, int add)
+    {
+        asm volatile("{\n.reg .pred p;\n.reg .b64 a, b;\nsetp.ne.b32 p, %130, 0;\n"
+                     "mov.b64 a, {%128, %131};\n"
+                     "mov.b64 b, {%129, %131};\n"
+                     "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 " RA_WGMMA_D256
+                     ", a, b, p, 1, 1, 0, 0;\n}\n"
+                     : RA_F32(d, 0), RA_F32(d, 32), RA_F32(d, 64), RA_F32(d, 96)
                      : "r"(a), "r"(b), "r"(add), "n"(RA_DESC_HIGH));
     }
 };

@@ -1,0 +1,244 @@
+/*
+ * moe/router_cuda.cu - ra_router_select() on the device, a warp a row.
+ *
+ * Keys are kept as integers of the same order, so that the largest of a warp is one instruction; 0
+ * is below every key and stands for "taken" and "not eligible". Each choice is one round over the
+ * warp: the largest key, then the lowest index that has it.
+ */
+extern "C" { /* C headers without a C++ guard of their own */
+#include "base/status.h"
+}
+#include "moe/experts_cuda.h"
+#include <cuda_runtime.h>
+#include <limits.h>
+#include <math.h>
+
+namespace
+{
+
+const char subsystem[] = "moe";
+constexpr unsigned ALL = 0xFFFFFFFFu;
+
+struct params_t {
+    ra_router_t router;
+    int64_t rows;
+    const float *logits, *bias;
+    int32_t *expert;
+    float *weight, *gap;
+};
+
+/* vf_exp() of base/simd.h, step by step: the same bits where that has fused multiply-adds. */
+__device__ __forceinline__ float exp_as_cpu(float x)
+{
+    const float magic = 0x1.8p23f;
+    x = x >= 89.0f ? 89.0f : x;
+    float n = __fsub_rn(__fmaf_rn(x, 0x1.715476p+0f, magic), magic);
+    float r = __fmaf_rn(n, -0.693359375f, x);
+    r = __fmaf_rn(n, 2.12194440e-4f, r);
+    float p = 0.00139262131f;
+    p = __fmaf_rn(p, r, 0.00836320315f);
+    p = __fmaf_rn(p, r, 0.0416665561f);
+    p = __fmaf_rn(p, r, 0.166665763f);
+    p = __fmaf_rn(p, r, 0.5f);
+    p = __fmaf_rn(p, r, 1.0f);
+    p = __fmaf_rn(p, r, 1.0f);
+    if (x < -87.336544f)
+        return 0.0f;
+    const int whole = (int)n, half = whole >> 1, rest = whole - half;
+    return __fmul_rn(__fmul_rn(p, __int_as_float((half + 127) << 23)),
+                     __int_as_float((rest + 127) << 23));
+}
+
+__device__ __forceinline__ float sigmoid(float x)
+{
+    return __fdiv_rn(1.0f, __fadd_rn(1.0f, exp_as_cpu(__fsub_rn(0.0f, x))));
+}
+
+__device__ __forceinline__ uint32_t key_of(float c)
+{
+    const uint32_t bits = c == 0.0f ? 0u : __float_as_uint(c);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+__device__ __forceinline__ float value_of(uint32_t key)
+{
+    return __uint_as_float(key >> 31 ? key & 0x7FFFFFFFu : ~key);
+}
+
+/* Keys of which the warp picks the largest, one after another. */
+struct contest_t {
+    uint32_t *keys;
+    int count, lane;
+    uint32_t mine = 0; /* the lane's largest, at `at` */
+    int at = 0;
+
+    __device__ contest_t(uint32_t *from, int n, int l) : keys(from), count(n), lane(l)
+    {
+        scan();
+    }
+    __device__ __forceinline__ void scan()
+    {
+        mine = 0;
+        for (int i = lane; i < count; i += 32) {
+            if (keys[i] > mine) {
+                mine = keys[i];
+                at = i;
+            }
+        }
+    }
+    /* 0 when none is left. */
+    __device__ __forceinline__ uint32_t best(int *index_p) const
+    {
+        const uint32_t key = __reduce_max_sync(ALL, mine);
+        *index_p = __reduce_min_sync(ALL, mine == key ? at : INT_MAX);
+        return key;
+    }
+    __device__ __forceinline__ uint32_t take(int *index_p)
+    {
+        const uint32_t key = best(index_p);
+        if (mine == key && at == *index_p) {
+            keys[at] = 0;
+            scan();
+        }
+        return key;
+    }
+    /* How far the choice was from another: @a last is the key chosen last. */
+    __device__ __forceinline__ float margin(uint32_t last) const
+    {
+        int index;
+        const uint32_t next = best(&index);
+        if (next == 0)
+            return INFINITY;
+        const float distance = __fsub_rn(value_of(last), value_of(next));
+        return isnan(distance) ? 0.0f : distance;
+    }
+};
+
+/* Sum of the two largest of @a size keys. */
+__device__ __forceinline__ uint32_t score_group(const uint32_t *keys, int size, int lane)
+{
+    uint32_t first = 0, second = 0;
+    for (int i = lane; i < size; i += 32) {
+        const uint32_t key = keys[i];
+        second = max(second, min(first, key));
+        first = max(first, key);
+    }
+    const uint32_t best = __reduce_max_sync(ALL, first);
+    if (size == 1)
+        return best;
+    const unsigned holders = __ballot_sync(ALL, first == best);
+    if (lane == __ffs(holders) - 1)
+        first = second;
+    return key_of(__fadd_rn(value_of(best), value_of(__reduce_max_sync(ALL, first))));
+}
+
+/* Drop the keys of all but the best groups. Returns how far that choice is from changing. */
+__device__ float keep_groups(const ra_router_t &router, uint32_t *keys, uint32_t *group, int lane)
+{
+    const int size = router.experts / router.groups;
+    if (router.groups == router.top_groups)
+        return INFINITY;
+    for (int g = 0; g < router.groups; g++) {
+        const uint32_t score = score_group(keys + g * size, size, lane);
+        if (lane == g % 32)
+            group[g] = score;
+    }
+    __syncwarp();
+    contest_t contest(group, router.groups, lane);
+    uint32_t last = 0;
+    int index;
+    for (int i = 0; i < router.top_groups; i++)
+        last = contest.take(&index);
+    const float gap = contest.margin(last);
+    __syncwarp();
+    for (int g = 0; g < router.groups; g++)
+        for (int i = lane; group[g] != 0 && i < size; i += 32)
+            keys[g * size + i] = 0;
+    __syncwarp();
+    return gap;
+}
+
+/* The chosen experts' weights; @a chosen is in order of choice. */
+__device__ void write_row(const params_t &p, int64_t row, const int *chosen, float *score,
+                          bool has_nan, int lane)
+{
+    const int k = p.router.top_k;
+    int32_t *expert = p.expert + row * k;
+    for (int j = lane; j < k; j += 32) {
+        int rank = 0;
+        for (int i = 0; i < k; i++)
+            rank += chosen[i] < chosen[j];
+        expert[rank] = chosen[j];
+        score[rank] = sigmoid(__ldg(p.logits + row * p.router.experts + chosen[j]));
+    }
+    __syncwarp();
+    float sum = 0.0f;
+    for (int j = 0; j < k; j++)
+        sum = __fadd_rn(sum, score[j]);
+    sum = __fadd_rn(sum, 1e-20f);
+    for (int j = lane; j < k; j += 32) {
+        const float one = p.router.normalise ? __fdiv_rn(score[j], sum) : score[j];
+        p.weight[row * k + j] = has_nan ? NAN : __fmul_rn(one, p.router.scale);
+    }
+    __syncwarp();
+}
+
+__global__ void select_kernel(const params_t p)
+{
+    extern __shared__ uint32_t shared[];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    const int experts = p.router.experts, k = p.router.top_k;
+    uint32_t *keys = shared + warp * (experts + p.router.groups + 2 * RA_ROUTER_MAX_TOP_K);
+    uint32_t *group = keys + experts;
+    int *chosen = reinterpret_cast<int *>(group + p.router.groups);
+    float *score = reinterpret_cast<float *>(chosen + RA_ROUTER_MAX_TOP_K);
+    for (int64_t row = blockIdx.x * (int64_t)warps + warp; row < p.rows;
+         row += (int64_t)gridDim.x * warps) {
+        bool nan_here = false;
+        for (int e = lane; e < experts; e += 32) {
+            float c = sigmoid(__ldg(p.logits + row * experts + e));
+            if (p.bias)
+                c = __fadd_rn(c, __ldg(p.bias + e));
+            nan_here |= isnan(c);
+            keys[e] = key_of(isnan(c) ? -INFINITY : c);
+        }
+        const bool has_nan = __any_sync(ALL, nan_here);
+        __syncwarp();
+        const float group_gap = keep_groups(p.router, keys, group, lane);
+        contest_t contest(keys, experts, lane);
+        uint32_t last = 0;
+        for (int j = 0; j < k; j++) {
+            int index;
+            last = contest.take(&index);
+            if (lane == 0)
+                chosen[j] = index;
+        }
+        const float gap = fminf(group_gap, contest.margin(last));
+        if (p.gap && lane == 0)
+            p.gap[row] = has_nan ? 0.0f : gap;
+        __syncwarp();
+        write_row(p, row, chosen, score, has_nan, lane);
+    }
+}
+
+} // namespace
+
+ra_status_t ra_moe_cuda_select(const ra_router_t *router, int64_t rows, const float *logits,
+                               const float *bias, int32_t *expert_p, float *weight_p, float *gap_p,
+                               struct CUstream_st *stream)
+{
+    RA_TRY(ra_router_check(router));
+    if (rows == 0)
+        return RA_OK;
+    const int64_t words = router->experts + router->groups + 2 * RA_ROUTER_MAX_TOP_K;
+    const int64_t fit = 48 * 1024 / (4 * words);
+    const unsigned warps = fit < 1 ? 1 : fit > 8 ? 8 : (unsigned)fit;
+    const int64_t blocks = (rows + warps - 1) / warps;
+    const params_t p = {*router, rows, logits, bias, expert_p, weight_p, gap_p};
+    select_kernel<<<(unsigned)(blocks < 65536 ? blocks : 65536), 32 * warps, warps * words * 4,
+                    stream>>>(p);
+    const cudaError_t error = cudaGetLastError();
+    if (error != cudaSuccess)
+        return ra_fail(RA_ERR_DEVICE, subsystem, "router launch: %s", cudaGetErrorString(error));
+    return RA_OK;
+}
