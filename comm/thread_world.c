@@ -131,9 +131,10 @@ static void copy_pair(ra_thread_op_t *op)
     open_gate(want);
 }
 
+/* Both sides agree where bytes are; without bytes it is the gate that counts. */
 static bool pair_is_on_device(const ra_thread_op_t *op)
 {
-    return op->on_device || op->partner->on_device;
+    return ra_op_is_offer(op) ? op->partner->on_device : op->on_device;
 }
 
 static void fail_move(ra_thread_op_t *op, ra_status_t status)

@@ -55,6 +55,8 @@ struct ra_transport_ops {
 extern const ra_transport_ops_t ra_transport_local;
 extern const ra_transport_ops_t ra_transport_local_copy;
 extern const ra_transport_ops_t ra_transport_local_order;
+extern const ra_transport_ops_t ra_transport_peer; /**< built with RA_CUDA, as nccl */
+extern const ra_transport_ops_t ra_transport_nccl;
 
 /** Row called @a name; "auto" is the first row. @retval RA_ERR_USAGE unknown, the rows are listed.
  */

@@ -6,9 +6,10 @@
 
 /* Every transport, in order of preference. */
 static const ra_transport_ops_t *const transport_table[] = {
-    &ra_transport_local,
-    &ra_transport_local_copy,
-    &ra_transport_local_order,
+    &ra_transport_local, &ra_transport_local_copy, &ra_transport_local_order,
+#if RA_HAVE_CUDA
+    &ra_transport_peer,  &ra_transport_nccl,
+#endif
 };
 
 ra_status_t ra_transport_find(const char *name, const ra_transport_ops_t **ops_p)
@@ -32,6 +33,11 @@ ra_status_t ra_transport_find(const char *name, const ra_transport_ops_t **ops_p
     }
     return ra_fail(RA_ERR_USAGE, "comm", "transport '%s' is not in this build; it has: auto%s",
                    name, names);
+}
+
+const char *ra_transport_choose(const char *name, ra_device_kind_t kind)
+{
+    return strcmp(name, "auto") == 0 && kind == RA_DEVICE_CUDA ? "peer" : name;
 }
 
 bool ra_transport_list(int index, const char **name_p, const char **doc_p)
