@@ -10,12 +10,12 @@
 #ifndef RA_MODEL_ROW_KERNELS_CUDA_H
 #define RA_MODEL_ROW_KERNELS_CUDA_H
 
-#include "base/status.h"
-#include <stdint.h>
-
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+#include "base/status.h"
+#include <stdint.h>
 
 struct CUstream_st;
 
