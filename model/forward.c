@@ -92,10 +92,12 @@ static ra_status_t create_plans(ra_forward_t *f)
 static ra_status_t allocate_buffers(ra_forward_t *f)
 {
     const ra_model_config_t *config = f->params.config;
+    ra_device_kind_t kind = ra_device_kind(f->params.device);
     int64_t q_width = config->heads * config->head_dim;
     int64_t kv_width = config->kv_heads * config->head_dim;
     int64_t tile = ra_min_i64(RA_FORWARD_TILE, ra_max_i64(1, f->rows));
-    int64_t head_tile = ra_min_i64(RA_HEAD_TILE, ra_max_i64(1, f->rows));
+    int64_t head_tile = ra_min_i64(f->head_tile, ra_max_i64(1, f->rows));
+    int64_t head_block = ra_min_i64(ra_head_block(kind), config->vocab_size);
     int64_t softmax_width = 2 * q_width + 2 * kv_width;
     int64_t wide = ra_max_i64(q_width + 2 * kv_width, 2 * config->intermediate_size);
 
@@ -106,9 +108,9 @@ static ra_status_t allocate_buffers(ra_forward_t *f)
         int64_t prefix_rows = f->params.prefix->rows[f->rank];
         RA_TRY(allocate(f, prefix_rows, 2 * kv_width, &f->prefix_kv));
     }
-    RA_TRY(allocate(f, tile, config->hidden_size, &f->normed));
+    RA_TRY(allocate(f, ra_max_i64(tile, head_tile), config->hidden_size, &f->normed));
     RA_TRY(allocate(f, tile, wide, &f->wide));
-    RA_TRY(allocate(f, head_tile, ra_min_i64(RA_HEAD_BLOCK, config->vocab_size), &f->head));
+    RA_TRY(allocate(f, head_tile, head_block, &f->head));
     RA_TRY(allocate(f, head_tile, 1, &f->lse_m));
     RA_TRY(allocate(f, head_tile, 1, &f->lse_l));
     RA_TRY(allocate(f, head_tile, 1, &f->picked));
@@ -165,6 +167,8 @@ ra_status_t ra_forward_create(const ra_forward_params_t *params, ra_forward_t **
     f->params = *params;
     f->rank = ra_comm_rank(params->comm);
     f->rows = params->layout->rows[f->rank];
+    f->head_tile =
+        ra_device_kind(params->device) == RA_DEVICE_CUDA ? RA_HEAD_TILE_CUDA : RA_HEAD_TILE;
 
     ra_status_t status;
     RA_TRY_GOTO(create_plans(f), err_destroy);

@@ -8,7 +8,7 @@
  *
  * Rows are the packed rows of a layout (ring/layout.h). Row-wise work goes in tiles of rows, so
  * beside the residual stream and one layer's q, k, v nothing is as long as the sequence, and logits
- * exist for one tile of rows and RA_HEAD_BLOCK vocabulary entries at a time.
+ * exist for one tile of rows and ra_head_block() vocabulary entries at a time.
  *
  * A plan belongs to one rank, owns every buffer and is made for one layout. Source: model families,
  * see model/families.c; blockwise computation, arXiv 2310.01889.

@@ -7,20 +7,21 @@
 #include "ring/softmax_ring.h"
 #include "ring/state_scan.h"
 
-/** Rows a row-wise step handles at once. */
-enum { RA_FORWARD_TILE = 2048, RA_HEAD_TILE = 512 };
+/** Rows a row-wise step and the LM head handle at once. */
+enum { RA_FORWARD_TILE = 2048, RA_HEAD_TILE = 512, RA_HEAD_TILE_CUDA = 8192 };
 
 struct ra_forward {
     ra_forward_params_t params;
     int rank;
     int64_t rows;
-    float *x;         /**< [rows, C] residual stream */
-    float *rope;      /**< [rows, R] cosines and sines of the rows' positions */
-    float *mixer;     /**< softmax: q, o [rows, H D] and kv; linear: qkv [rows, 3 H D] */
-    float *prefix_kv; /**< [2][prefix rows][Hk D] */
-    float *normed;    /**< [tile, C] */
-    float *wide;      /**< [tile, widest product of a row-wise step] */
-    float *head;      /**< [head tile, RA_HEAD_BLOCK] logits */
+    int64_t head_tile; /**< rows the LM head handles at once */
+    float *x;          /**< [rows, C] residual stream */
+    float *rope;       /**< [rows, R] cosines and sines of the rows' positions */
+    float *mixer;      /**< softmax: q, o [rows, H D] and kv; linear: qkv [rows, 3 H D] */
+    float *prefix_kv;  /**< [2][prefix rows][Hk D] */
+    float *normed;     /**< [larger tile, C] */
+    float *wide;       /**< [tile, widest product of a row-wise step] */
+    float *head;       /**< [head tile, ra_head_block()] logits */
     float *lse_m, *lse_l, *picked; /**< [head tile] */
     float *gap;                    /**< [tile] routing gaps of one layer */
     float *state;                  /**< [H, D, D] final state of a linear layer */

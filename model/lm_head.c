@@ -1,5 +1,5 @@
 /*
- * LM head and log-sum-exp in tiles: for RA_HEAD_TILE rows, blocks of RA_HEAD_BLOCK vocabulary
+ * LM head and log-sum-exp in tiles: for a tile of rows, blocks of ra_head_block() vocabulary
  * entries are multiplied and folded into (m, l) one after another. A [tokens, vocab] matrix never
  * exists.
  */
@@ -33,11 +33,12 @@ static ra_status_t norm_rows(ra_forward_t *f, int64_t begin, int64_t n)
 static ra_status_t score_rows(ra_forward_t *f, const ra_forward_io_t *io, int64_t begin, int64_t n)
 {
     RA_TRY(norm_rows(f, begin, n));
-    for (int64_t b = 0; ra_prepared_head(f->params.weights, b) != NULL; b++) {
-        int64_t columns = ra_gemm_weight_out(ra_prepared_head(f->params.weights, b));
+    int64_t first = 0, columns;
+    for (int64_t b = 0; ra_prepared_head(f->params.weights, b) != NULL; b++, first += columns) {
+        columns = ra_gemm_weight_out(ra_prepared_head(f->params.weights, b));
         RA_TRY(block_logits(f, b, n, f->head));
-        RA_TRY(ra_op_lse_fold(f->head, columns, n, columns, b * RA_HEAD_BLOCK, io->target + begin,
-                              f->lse_m, f->lse_l, f->picked, f->params.stream));
+        RA_TRY(ra_op_lse_fold(f->head, columns, n, columns, first, io->target + begin, f->lse_m,
+                              f->lse_l, f->picked, f->params.stream));
     }
     return ra_op_log_prob(f->picked, io->target + begin, f->lse_m, f->lse_l, 1, n,
                           io->logprob + begin, f->params.stream);
@@ -48,12 +49,13 @@ static ra_status_t score_rows(ra_forward_t *f, const ra_forward_io_t *io, int64_
 static ra_status_t vocabulary_row(ra_forward_t *f, const ra_forward_io_t *io)
 {
     RA_TRY(norm_rows(f, io->logits_row, 1));
-    for (int64_t b = 0; ra_prepared_head(f->params.weights, b) != NULL; b++) {
-        int64_t columns = ra_gemm_weight_out(ra_prepared_head(f->params.weights, b));
-        float *logits = io->next_logprob + b * RA_HEAD_BLOCK;
+    int64_t first = 0, columns;
+    for (int64_t b = 0; ra_prepared_head(f->params.weights, b) != NULL; b++, first += columns) {
+        columns = ra_gemm_weight_out(ra_prepared_head(f->params.weights, b));
+        float *logits = io->next_logprob + first;
         RA_TRY(block_logits(f, b, 1, logits));
-        RA_TRY(ra_op_lse_fold(logits, columns, 1, columns, b * RA_HEAD_BLOCK, NULL, f->lse_m,
-                              f->lse_l, f->picked, f->params.stream));
+        RA_TRY(ra_op_lse_fold(logits, columns, 1, columns, first, NULL, f->lse_m, f->lse_l,
+                              f->picked, f->params.stream));
     }
     return ra_op_log_prob(io->next_logprob, NULL, f->lse_m, f->lse_l, 0,
                           f->params.config->vocab_size, io->next_logprob, f->params.stream);
@@ -62,8 +64,8 @@ static ra_status_t vocabulary_row(ra_forward_t *f, const ra_forward_io_t *io)
 ra_status_t ra_lm_head(ra_forward_t *f, const ra_forward_io_t *io)
 {
     int64_t span = ra_trace_begin();
-    for (int64_t begin = 0; io->target != NULL && begin < f->rows; begin += RA_HEAD_TILE) {
-        RA_TRY(score_rows(f, io, begin, ra_min_i64(RA_HEAD_TILE, f->rows - begin)));
+    for (int64_t begin = 0; io->target != NULL && begin < f->rows; begin += f->head_tile) {
+        RA_TRY(score_rows(f, io, begin, ra_min_i64(f->head_tile, f->rows - begin)));
     }
     if (io->logits_row >= 0) {
         RA_TRY(vocabulary_row(f, io));

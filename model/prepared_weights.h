@@ -14,9 +14,17 @@
 #include "model/model_tensors.h"
 #include "moe/moe.h"
 
-/** Rows of the LM head in one GEMM handle: logits exist only for this many tokens of the
- * vocabulary. */
-enum { RA_HEAD_BLOCK = 4096 };
+/**
+ * Rows of the LM head in one GEMM handle: logits exist only for this many tokens of the vocabulary.
+ * CUDA: 66 tiles of 256 columns, so that with 64 tiles of 128 rows (RA_HEAD_TILE_CUDA) a product is
+ * 32 whole waves on 132 multiprocessors.
+ */
+enum { RA_HEAD_BLOCK = 4096, RA_HEAD_BLOCK_CUDA = 66 * 256 };
+
+static inline int64_t ra_head_block(ra_device_kind_t device)
+{
+    return device == RA_DEVICE_CUDA ? RA_HEAD_BLOCK_CUDA : RA_HEAD_BLOCK;
+}
 
 /** FFN(x) = down (silu(gate x) * (up x)). */
 typedef struct ra_prepared_ffn {
@@ -54,7 +62,7 @@ const ra_moe_weights_t *ra_prepared_moe(const ra_prepared_weights_t *prepared,
                                         const ra_prepared_layer_t *layer, int rank);
 const ra_tensor_t *ra_prepared_embeddings(const ra_prepared_weights_t *prepared); /**< [vocab, C] */
 const float *ra_prepared_final_norm(const ra_prepared_weights_t *prepared);       /**< [C] */
-/** Handle of vocabulary rows [block * RA_HEAD_BLOCK, ...); NULL past the last block. */
+/** Handle of vocabulary rows [block * ra_head_block(), ...); NULL past the last block. */
 const ra_gemm_weight_t *ra_prepared_head(const ra_prepared_weights_t *prepared, int64_t block);
 
 /** The sizes moe/ needs, from the config. */
