@@ -7,8 +7,41 @@
 #include <stddef.h>
 #include <string.h>
 
+#if RA_HAVE_CUDA
+#include "attention/linear_cuda.h"
+#include "base/device_cuda.h"
+
+static ra_status_t run_sm90(const ra_linear_args_t *args, bool state_only, ra_stream_t *stream)
+{
+    return ra_linear_sm90_launch(args, state_only, 0, ra_stream_cuda(stream));
+}
+
+static ra_status_t run_cuda(const ra_linear_args_t *args, bool state_only, ra_stream_t *stream)
+{
+    return ra_linear_cuda_launch(args, state_only, ra_stream_cuda(stream));
+}
+
+static const ra_linear_kernel_t linear_sm90 = {.name = "sm90",
+                                               .doc = "Hopper, bf16, one decay a head",
+                                               .device = RA_DEVICE_CUDA,
+                                               .fits = ra_linear_sm90_fits,
+                                               .run = run_sm90};
+static const ra_linear_kernel_t linear_cuda = {.name = "cuda",
+                                               .doc = "any decay and size, fp32 arithmetic",
+                                               .device = RA_DEVICE_CUDA,
+                                               .fits = ra_linear_cuda_fits,
+                                               .run = run_cuda};
+#endif
+
 /* Order is preference: "auto" takes the first row of the device that fits. */
-static const ra_linear_kernel_t *const linear_table[] = {&ra_linear_cpu, &ra_linear_ref};
+static const ra_linear_kernel_t *const linear_table[] = {
+    &ra_linear_cpu,
+    &ra_linear_ref,
+#if RA_HAVE_CUDA
+    &linear_sm90,
+    &linear_cuda,
+#endif
+};
 
 ra_status_t ra_linear_select(const char *name, ra_device_kind_t device,
                              const ra_linear_args_t *shape, const ra_linear_kernel_t **kernel_p)
@@ -26,10 +59,11 @@ ra_status_t ra_linear_select(const char *name, ra_device_kind_t device,
         }
     }
     return ra_fail(RA_ERR_UNSUPPORTED, "linear",
-                   "no kernel '%s' for %d heads, key dim %d, value dim %d, decay per %s on device "
-                   "kind %d; rows are: cpu, ref",
+                   "no kernel '%s' for %d heads, key dim %d, value dim %d, %s, decay per %s on "
+                   "device kind %d; rows are: cpu, ref, sm90, cuda",
                    name, shape->heads, shape->key_dim, shape->value_dim,
-                   shape->log_decay_stride > 0 ? "token" : "head", (int)device);
+                   ra_dtype_name(shape->dtype), shape->log_decay_stride > 0 ? "token" : "head",
+                   (int)device);
 }
 
 const char *ra_linear_kernel_name(const ra_linear_kernel_t *kernel)
@@ -103,6 +137,12 @@ ra_status_t ra_linear_carry(int32_t heads, int64_t state_per_head, const float *
     if (before == NULL) {
         return RA_OK;
     }
+#if RA_HAVE_CUDA
+    if (stream != NULL && ra_device_kind(ra_stream_device(stream)) == RA_DEVICE_CUDA) {
+        return ra_linear_cuda_carry(heads, state_per_head, total_log_decay, before, after,
+                                    ra_stream_cuda(stream));
+    }
+#endif
     carry_t carry = {.state_per_head = state_per_head,
                      .total_log_decay = total_log_decay,
                      .before = before,

@@ -1,0 +1,523 @@
+/*
+ * Roles of a CTA (persistent): one thread takes units (a head of a part) off a counter and drives
+ * the copy engine; each further warpgroup keeps S^T [64 value columns, D] of the unit at hand in
+ * registers, chunk after chunk of 64 tokens:
+ *
+ *     P    = scale W . (q k^T)        W_ij = e^{g (i - j)}, j <= i      -> bf16, shared memory
+ *     O^T  = scale e^{g (i + 1)} S^T q^T  +  v^T P^T                    S^T, v^T from registers
+ *     S^T  = e^{g n} S^T + v~^T k           v~_j = e^{g (n - 1 - j)} v_j
+ *
+ * Transposed, the state is an operand straight from its accumulators and never goes through shared
+ * memory; warpgroups share q and k and wait for each other nowhere but at a short last chunk. The
+ * products take half the time of the loads, so the kernel runs at the speed of memory.
+ */
+extern "C" { /* C headers without a C++ guard of their own */
+#include "base/status.h"
+}
+#include "attention/linear_cuda.h"
+#include "attention/linear_sm90_plan.cuh"
+#include <cuda_bf16.h>
+
+using namespace ra_linear;
+
+namespace
+{
+
+const char subsystem[] = "linear";
+
+/* ---- producer ------------------------------------------------------------------------------ */
+
+template <class C>
+__device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *q_map,
+                                        const CUtensorMap *k_map, const CUtensorMap *v_map,
+                                        unsigned char *base)
+{
+    control_t<C> *control = reinterpret_cast<control_t<C> *>(base + C::CONTROL);
+    const uint32_t units = (uint32_t)p.part_count * (uint32_t)p.heads;
+    slot_t<C::STAGES> slot;
+    uint32_t unit = blockIdx.x;
+    while (unit < units) {
+        const uint32_t next = gridDim.x + atomicAdd(p.next, 1u);
+        uint32_t at = unit / (uint32_t)p.heads, head = unit - at * (uint32_t)p.heads;
+        if (p.order) {
+            const uint32_t rank = unit / (uint32_t)p.part_count;
+            at = unit - rank * (uint32_t)p.part_count;
+            head = (uint32_t)p.order[rank];
+        }
+        const part_t part = p.parts[at];
+        const int begin = part.from_tail ? tail_begin(p.decay[head], part.rows) : 0;
+#pragma unroll 1
+        for (int done = begin; done < part.rows; done += CHUNK) {
+            const int row = part.row + done, n = min(CHUNK, part.rows - done);
+            const uint32_t full = ra_smem_addr(&control->full[slot.index]);
+            const uint32_t stage = ra_smem_addr(base) + slot.index * C::STAGE;
+            ra_mbar_wait(ra_smem_addr(&control->empty[slot.index]), slot.lap ^ 1);
+            control->step[slot.index] = step_t{row, (int32_t)at, (int32_t)head,
+                                               n | (done == begin ? STEP_FIRST : 0) |
+                                                   (done + CHUNK >= part.rows ? STEP_LAST : 0)};
+            ra_mbar_arrive_expect(full, C::STAGE);
+            ra_tma_load_4d(stage + C::K, k_map, full, 0, row, (int)head, 0, ra_l2_evict_first());
+            if (!C::STATE_ONLY)
+                ra_tma_load_4d(stage + C::Q, q_map, full, 0, row, (int)head, 0,
+                               ra_l2_evict_first());
+            ra_tma_load_4d(stage + C::V, v_map, full, 0, row, (int)head, 0, ra_l2_evict_first());
+            slot.next();
+        }
+        unit = next;
+    }
+    ra_mbar_wait(ra_smem_addr(&control->empty[slot.index]), slot.lap ^ 1);
+    control->step[slot.index] = step_t{0, 0, 0, STEP_END};
+    ra_mbar_arrive(ra_smem_addr(&control->full[slot.index]));
+}
+
+/* ---- consumers ----------------------------------------------------------------------------- */
+
+/* Where a thread stands in the fragments of its warpgroup. */
+struct thread_t {
+    int warp, lane, row, column; /* of accumulator 0 */
+    __device__ __forceinline__ thread_t()
+    {
+        warp = (threadIdx.x >> 5) & 3;
+        lane = threadIdx.x & 31;
+        row = 16 * warp + (lane >> 2);
+        column = 2 * (lane & 3);
+    }
+    /* Byte offset in a box of this lane's line of matrices (row0, column0), of which four make up
+     * 16 x 16: to the right second (rows_first = 0) or below second (rows_first = 1). */
+    __device__ __forceinline__ uint32_t line(int row0, int column0, int rows_first) const
+    {
+        const int matrix = lane >> 3, low = matrix & 1, high = matrix >> 1;
+        const int r = row0 + 8 * (rows_first ? low : high) + (lane & 7);
+        const int c = column0 + 8 * (rows_first ? high : low);
+        return (uint32_t)(128 * r + ((2 * c) ^ ((r & 7) << 4)));
+    }
+};
+
+/* Weights of one head that every chunk uses. */
+struct weights_t {
+    float score[9][2]; /* scale e^{g (i - j)} of accumulator (c, r, b) at [r - c + 7][b] */
+    float output[16];  /* scale e^{g (i + 1)}, column i of accumulator (c, r, b) at [2 c + b] */
+    float log2_decay, chunk;
+    __device__ __forceinline__ void set(float log_decay, float scale, const thread_t &t)
+    {
+        log2_decay = log_decay * LOG2E;
+        chunk = expf(log_decay * CHUNK);
+#pragma unroll
+        for (int d = 0; d < 9; d++)
+#pragma unroll
+            for (int b = 0; b < 2; b++) {
+                const int apart = t.row - (t.column + b) + 8 * (d - 7);
+                score[d][b] = apart < 0 ? 0.0f : scale * ra_exp2(log2_decay * (float)apart);
+            }
+#pragma unroll
+        for (int i = 0; i < 16; i++)
+            output[i] =
+                scale * ra_exp2(log2_decay * (float)(8 * (i >> 1) + t.column + (i & 1) + 1));
+    }
+};
+
+template <int N>
+__device__ __forceinline__ void load_state(const float *in, int value, const thread_t &t,
+                                           float (&s)[N])
+{
+    constexpr int D = 2 * N;
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        const int key = 8 * (i >> 2) + t.column + (i & 1);
+        s[i] = in ? in[key * D + value + 8 * ((i >> 1) & 1)] : 0.0f;
+    }
+}
+
+template <int N>
+__device__ __forceinline__ void store_state(float *out, int value, const thread_t &t,
+                                            const float (&s)[N])
+{
+    constexpr int D = 2 * N;
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        const int key = 8 * (i >> 2) + t.column + (i & 1);
+        out[key * D + value + 8 * ((i >> 1) & 1)] = s[i];
+    }
+}
+
+/* Rows of k and v behind the last token may hold anything; they count as zero. */
+template <class C>
+__device__ __forceinline__ void clear_tail(unsigned char *stage, int n, int thread)
+{
+    const int lines = (CHUNK - n) * 8;
+    for (int i = thread; i < 2 * C::BOXES * lines; i += 128 * C::WG) {
+        const int box = i / lines, line = i - box * lines;
+        *reinterpret_cast<uint4 *>(stage + C::K + box * BOX + n * 128 + line * 16) =
+            make_uint4(0, 0, 0, 0);
+    }
+    ra_fence_proxy_async_shared();
+    ra_bar_sync(1, 128 * C::WG);
+}
+
+/* v~: 16 tokens of v^T in operand registers times their decay to the end of the chunk. */
+__device__ __forceinline__ void decay_values(const uint32_t (&v)[4], int token, int n,
+                                             float log2_decay, uint32_t (&to)[4])
+{
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float w[2];
+#pragma unroll
+        for (int b = 0; b < 2; b++) {
+            const int after = n - 1 - (token + 8 * h + b);
+            w[b] = after < 0 ? 0.0f : ra_exp2(log2_decay * (float)after);
+        }
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const uint32_t pair = v[2 * h + r];
+            to[2 * h + r] = ra_pack_bf16(__uint_as_float(pair << 16) * w[0],
+                                         __uint_as_float(pair & 0xFFFF0000u) * w[1]);
+        }
+    }
+}
+
+/* Scores to bf16 weights of v, in rows of 64 in shared memory. */
+__device__ __forceinline__ void store_scores(const float (&sc)[32], const weights_t &weights,
+                                             const thread_t &t, uint32_t box)
+{
+    uint32_t pair[16];
+#pragma unroll
+    for (int i = 0; i < 16; i++) {
+        const int d = (i & 1) - (i >> 1) + 7;
+        pair[i] =
+            ra_pack_bf16(sc[2 * i] * weights.score[d][0], sc[2 * i + 1] * weights.score[d][1]);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        ra_stmatrix_x4(box + t.line(16 * t.warp, 16 * i, 1), pair[4 * i], pair[4 * i + 1],
+                       pair[4 * i + 2], pair[4 * i + 3]);
+}
+
+/* O^T of one chunk to rows of o, by way of shared memory so that lines are written whole. */
+__device__ __forceinline__ void store_output(const params_t &p, const step_t &step,
+                                             const float (&o)[32], const thread_t &t,
+                                             unsigned char *box, __nv_bfloat16 *to, int barrier)
+{
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        ra_stmatrix_x4_trans(
+            ra_smem_addr(box) + t.line(16 * i, 16 * t.warp, 0),
+            ra_pack_bf16(o[8 * i], o[8 * i + 1]), ra_pack_bf16(o[8 * i + 2], o[8 * i + 3]),
+            ra_pack_bf16(o[8 * i + 4], o[8 * i + 5]), ra_pack_bf16(o[8 * i + 6], o[8 * i + 7]));
+    ra_bar_sync(barrier, 128);
+    const int n = step.n_flags & STEP_N, thread = threadIdx.x & 127;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int row = 16 * i + (thread >> 3), line = thread & 7;
+        if (row < n)
+            __stcs(reinterpret_cast<uint4 *>(to + (step.row + row) * p.o_stride + 8 * line),
+                   *reinterpret_cast<const uint4 *>(box + 128 * row + ((line ^ (row & 7)) << 4)));
+    }
+}
+
+__device__ __forceinline__ step_t read_step(const step_t *shared)
+{
+    int4 value = {};
+    if ((threadIdx.x & 31) == 0)
+        value = *reinterpret_cast<const int4 *>(shared);
+    return step_t{__shfl_sync(0xFFFFFFFF, value.x, 0), __shfl_sync(0xFFFFFFFF, value.y, 0),
+                  __shfl_sync(0xFFFFFFFF, value.z, 0), __shfl_sync(0xFFFFFFFF, value.w, 0)};
+}
+
+template <class C>
+__device__ __forceinline__ void consume(const params_t &p, unsigned char *base, int wg)
+{
+    constexpr int D = C::D;
+    control_t<C> *control = reinterpret_cast<control_t<C> *>(base + C::CONTROL);
+    const thread_t t;
+    const int64_t state_size = D * D;
+    const int value = 64 * wg + t.row, barrier = 2 + wg;
+    unsigned char *scores = base + C::SCORES + wg * BOX, *output = base + C::OUTPUT + wg * BOX;
+    slot_t<C::STAGES> slot;
+    weights_t weights;
+    float s[D / 2];
+    for (;;) {
+        ra_mbar_wait(ra_smem_addr(&control->full[slot.index]), slot.lap);
+        const step_t step = read_step(&control->step[slot.index]);
+        const int n = step.n_flags & STEP_N;
+        if (step.n_flags & STEP_END)
+            break;
+        if (step.n_flags & STEP_FIRST) {
+            const float *in = p.parts[step.part].in;
+            load_state(in ? in + step.head * state_size : nullptr, value, t, s);
+            weights.set(p.decay[step.head], p.scale, t);
+        }
+        unsigned char *stage = base + slot.index * C::STAGE;
+        if (n < CHUNK)
+            clear_tail<C>(stage, n, threadIdx.x & (128 * C::WG - 1));
+        const uint32_t k = ra_smem_addr(stage) + C::K, v = ra_smem_addr(stage) + C::V;
+        const uint32_t q_desc = ra_desc_k_major(ra_smem_addr(stage) + C::Q);
+        const uint32_t k_desc = ra_desc_k_major(k);
+        float sc[32], o[32];
+        if (!C::STATE_ONLY) {
+            uint32_t state[D / 4];
+#pragma unroll
+            for (int i = 0; i < D / 4; i++)
+                state[i] = ra_pack_bf16(s[2 * i], s[2 * i + 1]);
+            ra_regs_pin(sc);
+            ra_regs_pin(o);
+            ra_wgmma_fence();
+#pragma unroll
+            for (int i = 0; i < D / 16; i++) {
+                const int at = (i & 3) * 2 + (i >> 2) * (BOX / 16);
+                ra_wgmma<64>::ss(sc, q_desc + at, k_desc + at, i > 0);
+            }
+            ra_wgmma_commit();
+#pragma unroll
+            for (int i = 0; i < D / 16; i++)
+                ra_wgmma64_rs_k(o, state[4 * i], state[4 * i + 1], state[4 * i + 2],
+                                state[4 * i + 3], q_desc + (i & 3) * 2 + (i >> 2) * (BOX / 16),
+                                i > 0);
+            ra_wgmma_commit();
+        }
+        uint32_t vt[4][4], decayed[4][4];
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            ra_ldmatrix_x4_trans(vt[i], v + wg * BOX + t.line(16 * i, 16 * t.warp, 0));
+        if (!C::STATE_ONLY) {
+            ra_wgmma_wait<1>();
+            ra_regs_pin(sc);
+            store_scores(sc, weights, t, ra_smem_addr(scores));
+            ra_fence_proxy_async_shared();
+            ra_bar_sync(barrier, 128);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            decay_values(vt[i], 16 * i + t.column, n, weights.log2_decay, decayed[i]);
+        if (!C::STATE_ONLY) {
+            ra_wgmma_wait<0>();
+            ra_regs_pin(o);
+#pragma unroll
+            for (int i = 0; i < 32; i++)
+                o[i] *= weights.output[2 * (i >> 2) + (i & 1)];
+        }
+        const float decay = n == CHUNK ? weights.chunk : ra_exp2(weights.log2_decay * (float)n);
+#pragma unroll
+        for (int i = 0; i < D / 2; i++)
+            s[i] *= decay;
+        if (!C::STATE_ONLY) {
+            const uint32_t p_desc = ra_desc_k_major(ra_smem_addr(scores));
+            ra_regs_pin(o);
+            ra_regs_pin(s);
+            ra_wgmma_fence();
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                ra_wgmma64_rs_k(o, vt[i][0], vt[i][1], vt[i][2], vt[i][3], p_desc + 2 * i, 1);
+            ra_wgmma_commit();
+        } else {
+            ra_regs_pin(s);
+            ra_wgmma_fence();
+        }
+        const uint32_t k_rows = ra_desc_mn_major(k, BOX);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            ra_wgmma<D>::rs(s, decayed[i][0], decayed[i][1], decayed[i][2], decayed[i][3],
+                            k_rows + i * (2048 / 16));
+        ra_wgmma_commit();
+        if (!C::STATE_ONLY) {
+            ra_wgmma_wait<1>();
+            ra_regs_pin(o);
+            store_output(p, step, o, t, output,
+                         static_cast<__nv_bfloat16 *>(p.o) + step.head * D + 64 * wg, barrier);
+        }
+        ra_wgmma_wait<0>();
+        ra_regs_pin(s);
+        if (t.lane == 0)
+            ra_mbar_arrive(ra_smem_addr(&control->empty[slot.index]));
+        slot.next();
+        if (step.n_flags & STEP_LAST) {
+            float *out = p.parts[step.part].out;
+            if (out)
+                store_state(out + step.head * state_size, value, t, s);
+        }
+    }
+}
+
+template <class C>
+__global__ void __launch_bounds__(C::THREADS, C::CTAS)
+    linear_kernel(const __grid_constant__ params_t p, const __grid_constant__ CUtensorMap q_map,
+                  const __grid_constant__ CUtensorMap k_map,
+                  const __grid_constant__ CUtensorMap v_map)
+{
+    extern __shared__ __align__(1024) unsigned char base[];
+    const int warpgroup = __shfl_sync(0xFFFFFFFF, (int)threadIdx.x >> 7, 0);
+    if (threadIdx.x == 0) {
+        control_t<C> *control = reinterpret_cast<control_t<C> *>(base + C::CONTROL);
+        for (int i = 0; i < C::STAGES; i++) {
+            ra_mbar_init(ra_smem_addr(&control->full[i]), 1);
+            ra_mbar_init(ra_smem_addr(&control->empty[i]), 4 * C::WG);
+        }
+        ra_mbar_init_fence();
+    }
+    __syncthreads();
+    if (warpgroup == C::WG) {
+        ra_regs_shrink<C::PRODUCER_REGS>();
+        if (threadIdx.x == 128 * C::WG)
+            produce<C>(p, &q_map, &k_map, &v_map, base);
+    } else {
+        ra_regs_grow<C::CONSUMER_REGS>();
+        consume<C>(p, base, warpgroup);
+    }
+}
+
+/* Step 2: a thread walks one element of one head through the parts of a segment. */
+__global__ void __launch_bounds__(256)
+    fold_kernel(const fold_t *folds, const float *decay, int heads, int state_size)
+{
+    const fold_t fold = folds[blockIdx.y];
+    const int64_t stride = (int64_t)heads * state_size;
+    const int64_t at = blockIdx.x * 256ll + threadIdx.x;
+    if (at >= stride)
+        return;
+    const double g = decay[at / state_size];
+    const float over_part = (float)exp(g * fold.part_rows);
+    const float over_last = (float)exp(g * fold.last_rows);
+    float state = fold.in ? fold.in[at] : 0.0f;
+    float *slot = fold.slots + at;
+#pragma unroll 8
+    for (int p = 0; p < fold.parts - 1; p++) {
+        const float added = slot[p * stride];
+        slot[p * stride] = state;
+        state = over_part * state + added;
+    }
+    if (fold.parts > 0) {
+        slot += (fold.parts - 1) * stride;
+        const float added = fold.out ? *slot : 0.0f;
+        *slot = state;
+        state = over_last * state + added;
+    }
+    if (fold.out)
+        fold.out[at] = state;
+}
+
+/* ---- host side ----------------------------------------------------------------------------- */
+
+struct kernel_t {
+    int32_t threads, shared, ctas;
+    void (*run)(params_t, CUtensorMap, CUtensorMap, CUtensorMap);
+};
+
+template <class C> constexpr kernel_t kernel_of()
+{
+    return {C::THREADS, shared_bytes<C>(), C::CTAS, linear_kernel<C>};
+}
+
+/* [head_dim 128][state only] */
+const kernel_t kernels[2][2] = {
+    {kernel_of<config_t<64, false, 4>>(), kernel_of<config_t<64, true, 6>>()},
+    {kernel_of<config_t<128, false, 4>>(), kernel_of<config_t<128, true, 6>>()},
+};
+
+cudaError_t launch(const kernel_t &kernel, const params_t &p, const maps_t &maps, int processors,
+                   cudaStream_t stream)
+{
+    const int64_t units = (int64_t)p.part_count * p.heads;
+    if (units == 0)
+        return cudaSuccess;
+    cudaError_t error = cudaFuncSetAttribute(
+        kernel.run, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel.shared);
+    if (error != cudaSuccess)
+        return error;
+    const int64_t most = (int64_t)processors * kernel.ctas;
+    kernel.run<<<(unsigned)(units < most ? units : most), kernel.threads, kernel.shared, stream>>>(
+        p, maps.q, maps.k, maps.v);
+    return cudaGetLastError();
+}
+
+ra_status_t check_args(const ra_linear_args_t *args, bool state_only)
+{
+    auto misaligned = [](const void *pointer, int64_t stride) {
+        return ((uintptr_t)pointer | (uintptr_t)(stride * 2)) % 16 != 0;
+    };
+    if (!ra_linear_sm90_fits(args))
+        return ra_fail(RA_ERR_UNSUPPORTED, subsystem,
+                       "the sm90 kernel needs compute capability 9.0, bf16, one decay a head and "
+                       "Dk = Dv = 64 or 128, not %d and %d",
+                       args->key_dim, args->value_dim);
+    if (misaligned(args->k, args->k_stride) || misaligned(args->v, args->v_stride) ||
+        (!state_only &&
+         (misaligned(args->q, args->q_stride) || misaligned(args->o, args->o_stride))))
+        return ra_fail(RA_ERR_UNSUPPORTED, subsystem, "q, k, v and o rows need 16-byte alignment");
+    for (int64_t i = 0; i < args->segment_count; i++)
+        if (args->segments[i].row_begin + args->segments[i].row_count > INT32_MAX - CHUNK)
+            return ra_fail(RA_ERR_UNSUPPORTED, subsystem, "more than 2^31 rows");
+    return RA_OK;
+}
+
+cudaError_t fold(const plan_t &plan, const tables_t &tables, const ra_linear_args_t *args,
+                 cudaStream_t stream)
+{
+    const int state_size = args->key_dim * args->value_dim;
+    const unsigned blocks = (unsigned)(((int64_t)args->heads * state_size + 255) / 256);
+    const int64_t count = (int64_t)plan.folds.size();
+    for (int64_t at = 0; at < count; at += 65535) {
+        const unsigned some = (unsigned)(count - at < 65535 ? count - at : 65535);
+        fold_kernel<<<dim3(blocks, some), 256, 0, stream>>>(tables.folds + at, tables.decay,
+                                                            args->heads, state_size);
+    }
+    return cudaGetLastError();
+}
+
+} // namespace
+
+bool ra_linear_sm90_fits(const ra_linear_args_t *shape)
+{
+    int device = 0, major = 0;
+    return shape->dtype == RA_BF16 && shape->log_decay_stride == 0 &&
+           shape->key_dim == shape->value_dim && (shape->key_dim == 64 || shape->key_dim == 128) &&
+           cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
+               cudaSuccess &&
+           major == 9;
+}
+
+ra_status_t ra_linear_sm90_launch(const ra_linear_args_t *args, bool state_only, int64_t part_rows,
+                                  struct CUstream_st *stream)
+{
+    RA_TRY(check_args(args, state_only));
+    plan_t plan;
+    tables_t tables = {};
+    scratch_t slots(stream), scratch(stream);
+    cudaError_t error = plan.make(args, state_only, part_rows, &slots);
+    if (error == cudaSuccess && plan.parts.empty() && plan.summaries.empty() && plan.folds.empty())
+        return RA_OK;
+    maps_t maps;
+    RA_TRY(make_maps(args, state_only, plan.rows_end, &maps));
+    int device = 0, processors = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    if (error == cudaSuccess)
+        error = plan.place(args, &scratch, &tables);
+    const kernel_t(&pair)[2] = kernels[args->key_dim == 128];
+    params_t p = {};
+    p.decay = tables.decay;
+    p.o = args->o;
+    p.o_stride = args->o_stride;
+    p.heads = args->heads;
+    p.scale = args->scale;
+    if (error == cudaSuccess) {
+        p.parts = tables.summaries;
+        p.part_count = (int32_t)plan.summaries.size();
+        p.order = tables.order;
+        p.next = tables.next;
+        error = launch(pair[1], p, maps, processors, stream);
+    }
+    if (error == cudaSuccess && !plan.folds.empty())
+        error = fold(plan, tables, args, stream);
+    if (error == cudaSuccess) {
+        p.parts = tables.parts;
+        p.part_count = (int32_t)plan.parts.size();
+        p.order = nullptr;
+        p.next = tables.next + 1;
+        error = launch(pair[0], p, maps, processors, stream);
+    }
+    if (error != cudaSuccess)
+        return ra_fail(error == cudaErrorMemoryAllocation ? RA_ERR_NOMEM : RA_ERR_DEVICE, subsystem,
+                       "linear attention of %d heads, %zu parts: %s", args->heads,
+                       plan.parts.size() + plan.summaries.size(), cudaGetErrorString(error));
+    return RA_OK;
+}

@@ -1,0 +1,222 @@
+/**
+ * @file  attention/linear_sm90_plan.cuh
+ * @brief Host side of the Hopper linear attention kernel: segments cut into parts, the tables the
+ *        kernels read, tensor maps. Internal to linear_sm90.cu.
+ */
+#ifndef RA_ATTENTION_LINEAR_SM90_PLAN_CUH
+#define RA_ATTENTION_LINEAR_SM90_PLAN_CUH
+
+#include "attention/linear_cuda.h"
+#include "attention/linear_cuda_scratch.cuh"
+#include "attention/linear_sm90_shared.cuh"
+#include <algorithm>
+#include <cudaTypedefs.h>
+#include <vector>
+
+namespace ra_linear
+{
+
+/*
+ * Rows of a part of a segment. 264 and 1056 units are two and eight for each of 132 processors:
+ * few and short where the segment is short, and long enough that the tails read twice are a few
+ * percent. Fixed numbers, so that bits do not depend on the device.
+ */
+static inline int64_t part_rows_of(int64_t rows, int64_t heads)
+{
+    const int64_t work = rows * heads;
+    int64_t part = (work + 263) / 264;
+    if (part > 4096)
+        part = std::max<int64_t>(4096, (work + 1055) / 1056);
+    part = (part + CHUNK - 1) / CHUNK * CHUNK;
+    return std::min<int64_t>(std::max<int64_t>(part, 256), 65536);
+}
+
+/* Tables on the device. */
+struct tables_t {
+    uint32_t *next; /* [2] counters */
+    float *decay;
+    int32_t *order;
+    part_t *parts, *summaries;
+    fold_t *folds;
+};
+
+/* What is to be done for one call. */
+struct plan_t {
+    std::vector<part_t> parts, summaries; /* with outputs; for the state alone */
+    std::vector<fold_t> folds;
+    int64_t rows_end = 0;
+
+    cudaError_t make(const ra_linear_args_t *args, bool state_only, int64_t part_rows,
+                     scratch_t *slots)
+    {
+        const int64_t state = (int64_t)args->heads * args->key_dim * args->value_dim;
+        int64_t count = 0;
+        for (int64_t i = 0; i < args->segment_count; i++)
+            count += slots_of(args, i, state_only, part_rows);
+        cudaError_t error =
+            count > 0 ? slots->take((size_t)(count * state) * sizeof(float)) : cudaSuccess;
+        if (error != cudaSuccess)
+            return error;
+        float *at = static_cast<float *>(slots->data);
+        for (int64_t i = 0; i < args->segment_count; i++) {
+            add(args, i, state_only, part_rows, at, state);
+            at += slots_of(args, i, state_only, part_rows) * state;
+        }
+        auto longer = [](const part_t &a, const part_t &b) { return a.rows > b.rows; };
+        std::stable_sort(parts.begin(), parts.end(), longer);
+        std::stable_sort(summaries.begin(), summaries.end(), longer);
+        return cudaSuccess;
+    }
+
+    cudaError_t place(const ra_linear_args_t *args, scratch_t *scratch, tables_t *tables) const
+    {
+        const size_t heads = (size_t)args->heads;
+        const size_t sizes[6] = {2 * sizeof(uint32_t),
+                                 heads * sizeof(float),
+                                 heads * sizeof(int32_t),
+                                 parts.size() * sizeof(part_t),
+                                 summaries.size() * sizeof(part_t),
+                                 folds.size() * sizeof(fold_t)};
+        size_t at[6], bytes = 0;
+        for (int i = 0; i < 6; i++) {
+            at[i] = bytes;
+            bytes += (sizes[i] + 15) / 16 * 16;
+        }
+        cudaError_t error = scratch->take(bytes);
+        if (error != cudaSuccess)
+            return error;
+        std::vector<char> host(bytes);
+        float *decay = reinterpret_cast<float *>(host.data() + at[1]);
+        int32_t *order = reinterpret_cast<int32_t *>(host.data() + at[2]);
+        for (size_t h = 0; h < heads; h++) {
+            decay[h] = std::max(args->log_decay[h], -1e30f); /* 0 times it stays 0 */
+            order[h] = (int32_t)h;
+        }
+        std::stable_sort(order, order + heads,
+                         [&](int32_t a, int32_t b) { return decay[a] > decay[b]; });
+        std::copy(parts.begin(), parts.end(), reinterpret_cast<part_t *>(host.data() + at[3]));
+        std::copy(summaries.begin(), summaries.end(),
+                  reinterpret_cast<part_t *>(host.data() + at[4]));
+        std::copy(folds.begin(), folds.end(), reinterpret_cast<fold_t *>(host.data() + at[5]));
+        char *device = static_cast<char *>(scratch->data);
+        tables->next = reinterpret_cast<uint32_t *>(device + at[0]);
+        tables->decay = reinterpret_cast<float *>(device + at[1]);
+        tables->order = reinterpret_cast<int32_t *>(device + at[2]);
+        tables->parts = reinterpret_cast<part_t *>(device + at[3]);
+        tables->summaries = reinterpret_cast<part_t *>(device + at[4]);
+        tables->folds = reinterpret_cast<fold_t *>(device + at[5]);
+        return upload(device, host.data(), bytes, scratch->stream);
+    }
+
+  private:
+    static int64_t part_rows(const ra_linear_args_t *args, int64_t index, int64_t asked)
+    {
+        return asked > 0 ? asked : part_rows_of(args->segments[index].row_count, args->heads);
+    }
+
+    /* A segment of one part needs none, nor does one whose end is all that is asked for and is not.
+     */
+    static int64_t slots_of(const ra_linear_args_t *args, int64_t index, bool state_only,
+                            int64_t asked)
+    {
+        const ra_linear_segment_t &segment = args->segments[index];
+        const int64_t part = part_rows(args, index, asked);
+        const int64_t count = (segment.row_count + part - 1) / part;
+        return count < 2 || (state_only && !segment.state_out) ? 0 : count;
+    }
+
+    void add(const ra_linear_args_t *args, int64_t index, bool state_only, int64_t asked,
+             float *slots, int64_t state)
+    {
+        const ra_linear_segment_t &segment = args->segments[index];
+        const int64_t rows = segment.row_count, part = part_rows(args, index, asked);
+        const int64_t count = slots_of(args, index, state_only, asked);
+        rows_end = std::max(rows_end, segment.row_begin + rows);
+        if (state_only && !segment.state_out)
+            return;
+        if (rows == 0) {
+            if (segment.state_out)
+                folds.push_back({nullptr, segment.state_in, segment.state_out, 0, 0, 0, 0});
+            return;
+        }
+        if (count == 0) {
+            (state_only ? summaries : parts)
+                .push_back({(int32_t)segment.row_begin, (int32_t)rows, 0, 0, segment.state_in,
+                            segment.state_out});
+            return;
+        }
+        folds.push_back({slots, segment.state_in, segment.state_out, (int32_t)count, (int32_t)part,
+                         (int32_t)(rows - (count - 1) * part), 0});
+        for (int64_t p = 0; p < count; p++) {
+            const int32_t row = (int32_t)(segment.row_begin + p * part);
+            const int32_t n = (int32_t)std::min(part, rows - p * part);
+            float *slot = slots + p * state;
+            if (p + 1 < count || segment.state_out)
+                summaries.push_back({row, n, 1, 0, nullptr, slot});
+            if (!state_only)
+                parts.push_back({row, n, 0, 0, slot, nullptr});
+        }
+    }
+};
+
+/* ---- tensor maps --------------------------------------------------------------------------- */
+
+struct maps_t {
+    CUtensorMap q, k, v;
+};
+
+typedef decltype(&cuTensorMapEncodeTiled) encode_t;
+
+struct driver_t {
+    encode_t encode = nullptr;
+    cudaError_t error;
+    driver_t()
+    {
+        void *entry = nullptr;
+        cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
+        error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000,
+                                                 cudaEnableDefault, &result);
+        if (error == cudaSuccess && result == cudaDriverEntryPointSuccess)
+            encode = (encode_t)entry;
+    }
+};
+
+/* [rows, heads, head_dim] bf16 as (64 columns, rows, heads, head_dim / 64 boxes). */
+static inline ra_status_t make_map(const void *base, int64_t rows, int64_t stride, int32_t heads,
+                                   int32_t head_dim, CUtensorMap *map)
+{
+    static const driver_t driver;
+    if (!driver.encode)
+        return ra_fail(RA_ERR_DEVICE, "linear", "the driver has no cuTensorMapEncodeTiled: %s",
+                       cudaGetErrorString(driver.error));
+    cuuint64_t dims[4] = {64, (cuuint64_t)rows, (cuuint64_t)heads, (cuuint64_t)head_dim / 64};
+    cuuint64_t strides[3] = {(cuuint64_t)stride * 2, (cuuint64_t)head_dim * 2, 128};
+    cuuint32_t box[4] = {64, CHUNK, 1, (cuuint32_t)head_dim / 64};
+    cuuint32_t steps[4] = {1, 1, 1, 1};
+    CUresult result = driver.encode(
+        map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void *>(base), dims, strides, box,
+        steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (result != CUDA_SUCCESS)
+        return ra_fail(RA_ERR_DEVICE, "linear",
+                       "tensor map of %lld rows, stride %lld: driver error %d", (long long)rows,
+                       (long long)stride, (int)result);
+    return RA_OK;
+}
+
+/* Without outputs q is not touched, and its map is k's. */
+static inline ra_status_t make_maps(const ra_linear_args_t *args, bool state_only, int64_t rows,
+                                    maps_t *maps)
+{
+    const int64_t most = rows > 0 ? rows : 1;
+    RA_TRY(make_map(args->k, most, args->k_stride, args->heads, args->key_dim, &maps->k));
+    RA_TRY(make_map(args->v, most, args->v_stride, args->heads, args->value_dim, &maps->v));
+    maps->q = maps->k;
+    if (!state_only)
+        RA_TRY(make_map(args->q, most, args->q_stride, args->heads, args->key_dim, &maps->q));
+    return RA_OK;
+}
+
+} // namespace ra_linear
+
+#endif
