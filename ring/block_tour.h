@@ -9,7 +9,10 @@
  *
  * On transports that lend, borrowed blocks are lent on without a copy and let go in reverse at the
  * end. On others two landing buffers alternate: block i + 2 lands where block i was, once block i
- * has been passed on.
+ * has been passed on; a step is one group, so that transports which match in order can run it.
+ *
+ * Blocks in device memory: the communicator is attached to the stream that uses them. A block may
+ * be used by work queued on that stream until the next call of ra_block_tour_next() or _end().
  */
 #ifndef RA_RING_BLOCK_TOUR_H
 #define RA_RING_BLOCK_TOUR_H
@@ -24,14 +27,20 @@ typedef struct ra_block_tour ra_block_tour_t;
 ra_status_t ra_block_tour_create_ring(ra_comm_t *comm, ra_device_t *device, uint32_t tag,
                                       const int64_t *block_bytes, int count,
                                       ra_block_tour_t **tour_p);
+/** A rank that is visited or visits, and when: steps ascend, and both sides of a visit name the
+ * same step. What happens at a step waits for nothing that happens at a later one. */
+typedef struct ra_block_stop {
+    int rank, step;
+} ra_block_stop_t;
+
 /**
- * @param owners     ranks whose blocks this rank visits, in order; may include itself.
+ * @param owners     ranks whose blocks this rank visits, at most one a step; may include itself.
  * @param borrowers  other ranks that visit this rank's block.
  */
 ra_status_t ra_block_tour_create_direct(ra_comm_t *comm, ra_device_t *device, uint32_t tag,
-                                        const int64_t *block_bytes, const int *owners, int count,
-                                        const int *borrowers, int borrower_count,
-                                        ra_block_tour_t **tour_p);
+                                        const int64_t *block_bytes, const ra_block_stop_t *owners,
+                                        int count, const ra_block_stop_t *borrowers,
+                                        int borrower_count, ra_block_tour_t **tour_p);
 /** Accepts NULL. */
 void ra_block_tour_destroy(ra_block_tour_t *tour);
 

@@ -5,7 +5,6 @@
 #include "base/trace.h"
 #include "ring/ring_tags.h"
 #include <stdlib.h>
-#include <string.h>
 
 /* Consecutive rows of one owner that one halo needs, seen from this rank. */
 typedef struct piece {
@@ -19,6 +18,7 @@ typedef struct piece {
 
 struct ra_halo {
     ra_comm_t *comm;                    /* borrowed */
+    ra_stream_t *stream;                /* borrowed */
     const ra_layout_t *layout, *prefix; /* borrowed */
     int64_t before, align;
     int max_planes;
@@ -115,8 +115,9 @@ static ra_status_t fill_pieces(ra_halo_t *halo)
     return halo->transfers == NULL ? RA_ERR_NOMEM : RA_OK;
 }
 
-ra_status_t ra_halo_create(ra_comm_t *comm, const ra_layout_t *layout, const ra_layout_t *prefix,
-                           int64_t before, int64_t align, int max_planes, ra_halo_t **halo_p)
+ra_status_t ra_halo_create(ra_comm_t *comm, ra_stream_t *stream, const ra_layout_t *layout,
+                           const ra_layout_t *prefix, int64_t before, int64_t align, int max_planes,
+                           ra_halo_t **halo_p)
 {
     if (before < 0 || align < 1 || max_planes < 1 || layout->ranks != ra_comm_size(comm)) {
         return ra_fail(RA_ERR_INVALID, "ring",
@@ -131,6 +132,7 @@ ra_status_t ra_halo_create(ra_comm_t *comm, const ra_layout_t *layout, const ra_
     ra_halo_t *halo = calloc(1, sizeof(*halo));
     if (halo != NULL) {
         *halo = (ra_halo_t){.comm = comm,
+                            .stream = stream,
                             .layout = layout,
                             .prefix = prefix,
                             .before = before,
@@ -193,7 +195,8 @@ ra_status_t ra_halo_start(ra_halo_t *halo, const ra_halo_io_t *io)
         int64_t bytes = piece->count * io->row_bytes;
         for (int plane = 0; plane < io->planes; plane++) {
             if (piece->kind == PIECE_COPY) {
-                memcpy(target_of(piece, io, plane), source_of(piece, io, plane), (size_t)bytes);
+                RA_TRY(ra_stream_copy(halo->stream, target_of(piece, io, plane),
+                                      source_of(piece, io, plane), bytes));
                 continue;
             }
             bool sends = piece->kind == PIECE_SEND;

@@ -13,6 +13,7 @@
 #ifndef RA_RING_HALO_H
 #define RA_RING_HALO_H
 
+#include "base/device.h"
 #include "comm/comm.h"
 #include "ring/layout.h"
 #include "ring/ring_stats.h"
@@ -39,14 +40,17 @@ typedef struct ra_halo_io {
 } ra_halo_io_t;
 
 /**
+ * @param stream          of the device that holds the rows; borrowed. On a GPU the communicator is
+ *                        attached to it.
  * @param layout, prefix  borrowed; prefix as in ring/softmax_ring.h, or NULL: halos then stop at
  *                        the first laid out position of each document.
  * @param before  rows wanted before each run (window - 1), >= 0.
  * @param align   the halo starts at a multiple of this position, >= 1.
  * @param max_planes  most planes a call will fetch.
  */
-ra_status_t ra_halo_create(ra_comm_t *comm, const ra_layout_t *layout, const ra_layout_t *prefix,
-                           int64_t before, int64_t align, int max_planes, ra_halo_t **halo_p);
+ra_status_t ra_halo_create(ra_comm_t *comm, ra_stream_t *stream, const ra_layout_t *layout,
+                           const ra_layout_t *prefix, int64_t before, int64_t align, int max_planes,
+                           ra_halo_t **halo_p);
 /** Accepts NULL. Cancels a fetch that was started and not finished. */
 void ra_halo_destroy(ra_halo_t *halo);
 
@@ -56,7 +60,8 @@ const ra_halo_run_t *ra_halo_runs(const ra_halo_t *halo);
 
 /** Collective. Posts all transfers and returns; @a io's memory stays in use until finish. */
 ra_status_t ra_halo_start(ra_halo_t *halo, const ra_halo_io_t *io);
-/** Wait until the rows are there and this rank's own rows are no longer read. */
+/** Wait until the rows are there and this rank's own rows are no longer read; in stream order on a
+ * GPU. */
 ra_status_t ra_halo_finish(ra_halo_t *halo);
 ra_ring_stats_t ra_halo_stats(const ra_halo_t *halo);
 

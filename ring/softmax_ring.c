@@ -95,8 +95,8 @@ static ra_status_t create_ring(ra_softmax_ring_t *plan, int64_t *block_bytes)
  * Cached blocks come straight from their owners. Reproducible: from the last owner down, which is
  * descending positions for every document; else each rank starts at its own, to spread the load.
  */
-static ra_status_t create_prefix(ra_softmax_ring_t *plan, int64_t *block_bytes, int *owners,
-                                 int *borrowers)
+static ra_status_t create_prefix(ra_softmax_ring_t *plan, int64_t *block_bytes,
+                                 ra_block_stop_t *owners, ra_block_stop_t *borrowers)
 {
     const ra_layout_t *layout = plan->params.layout, *prefix = plan->params.prefix;
     int ranks = layout->ranks, count = 0, borrower_count = 0;
@@ -105,10 +105,11 @@ static ra_status_t create_prefix(ra_softmax_ring_t *plan, int64_t *block_bytes, 
         int peer = (plan->rank + i) % ranks;
         block_bytes[i] = kv_bytes(plan, prefix->rows[i]);
         if (ra_softmax_schedule_needs(layout, prefix, plan->rank, owner, false)) {
-            owners[count++] = owner;
+            owners[count++] = (ra_block_stop_t){.rank = owner, .step = i};
         }
         if (i > 0 && ra_softmax_schedule_needs(layout, prefix, peer, plan->rank, false)) {
-            borrowers[borrower_count++] = peer;
+            int step = plan->params.reproducible ? ranks - 1 - plan->rank : i;
+            borrowers[borrower_count++] = (ra_block_stop_t){.rank = peer, .step = step};
         }
     }
     return ra_block_tour_create_direct(plan->comm, ra_stream_device(plan->stream),
@@ -120,7 +121,8 @@ static ra_status_t create_tours(ra_softmax_ring_t *plan)
 {
     size_t ranks = (size_t)plan->params.layout->ranks;
     int64_t *block_bytes = calloc(ranks, sizeof(int64_t));
-    int *owners = calloc(ranks, sizeof(int)), *borrowers = calloc(ranks, sizeof(int));
+    ra_block_stop_t *owners = calloc(ranks, sizeof(*owners));
+    ra_block_stop_t *borrowers = calloc(ranks, sizeof(*borrowers));
     ra_status_t status = RA_OK;
     if (block_bytes == NULL || owners == NULL || borrowers == NULL) {
         status = ra_fail(RA_ERR_NOMEM, "ring", "cannot allocate lists of %zu ranks", ranks);
@@ -141,8 +143,8 @@ static ra_status_t create_halo(ra_softmax_ring_t *plan)
 {
     const ra_softmax_ring_params_t *params = &plan->params;
     int64_t align = params->reproducible ? params->layout->tile : 1;
-    RA_TRY(ra_halo_create(plan->comm, params->layout, params->prefix, params->window - 1, align, 2,
-                          &plan->halo));
+    RA_TRY(ra_halo_create(plan->comm, plan->stream, params->layout, params->prefix,
+                          params->window - 1, align, 2, &plan->halo));
     return ra_device_alloc(ra_stream_device(plan->stream), kv_bytes(plan, ra_halo_rows(plan->halo)),
                            (void **)&plan->halo_kv);
 }

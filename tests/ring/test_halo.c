@@ -60,12 +60,11 @@ static ra_status_t check_rows(ra_comm_t *comm, const halo_case_t *c, const ra_ha
     return RA_OK;
 }
 
-static ra_status_t fetch(ra_comm_t *comm, void *arg)
+static ra_status_t fetch_rows(ra_comm_t *comm, ra_stream_t *stream, const halo_case_t *c)
 {
-    const halo_case_t *c = arg;
     int rank = ra_comm_rank(comm);
     ra_halo_t *halo = NULL;
-    RA_TRY(ra_halo_create(comm, c->layout, c->prefix, c->before, c->align, PLANES, &halo));
+    RA_TRY(ra_halo_create(comm, stream, c->layout, c->prefix, c->before, c->align, PLANES, &halo));
     int64_t *rows = marked_rows(c->layout, rank), *cached = marked_rows(c->prefix, rank);
     int64_t out_rows = ra_halo_rows(halo), plane = ROW * 8;
     int64_t *out = malloc((size_t)(out_rows * PLANES * ROW + 1) * 8);
@@ -96,6 +95,20 @@ static ra_status_t fetch(ra_comm_t *comm, void *arg)
     return status;
 }
 
+static ra_status_t fetch(ra_comm_t *comm, void *arg)
+{
+    ra_device_t *device = NULL;
+    ra_stream_t *stream = NULL;
+    RA_TRY(ra_device_open("cpu", 0, NULL, &device));
+    ra_status_t status = ra_stream_create(device, &stream);
+    if (status == RA_OK) {
+        status = fetch_rows(comm, stream, arg);
+    }
+    ra_stream_destroy(stream);
+    ra_device_close(device);
+    return status;
+}
+
 static const ra_layout_kind_t kinds[] = {RA_LAYOUT_CONTIGUOUS, RA_LAYOUT_ZIGZAG};
 
 static void fetch_everywhere(const ra_document_t *documents, int64_t count, bool with_prefix)
@@ -110,8 +123,8 @@ static void fetch_everywhere(const ra_document_t *documents, int64_t count, bool
             if (with_prefix) {
                 assert_int_equal(ra_layout_create_prefix(c.layout, &c.prefix), RA_OK);
             }
-            const char *transport = i % 3 == 0 ? "local-copy" : "local";
-            assert_int_equal(ra_ranks_run(transport, ranks, fetch, &c), RA_OK);
+            const char *transports[] = {"local", "local-copy", "local-order"};
+            assert_int_equal(ra_ranks_run(transports[i % 3], ranks, fetch, &c), RA_OK);
             ra_layout_destroy(c.layout);
             ra_layout_destroy(c.prefix);
         }
@@ -186,11 +199,11 @@ static ra_status_t misuse(ra_comm_t *comm, void *arg)
     ra_halo_t *halo = NULL;
     char byte[64] = {0};
     ra_log_set_quiet(1);
-    RANK_CHECK(comm, ra_halo_create(comm, layout, NULL, -1, 1, 1, &halo) == RA_ERR_INVALID);
-    RANK_CHECK(comm, ra_halo_create(comm, layout, NULL, 1, 0, 1, &halo) == RA_ERR_INVALID);
+    RANK_CHECK(comm, ra_halo_create(comm, NULL, layout, NULL, -1, 1, 1, &halo) == RA_ERR_INVALID);
+    RANK_CHECK(comm, ra_halo_create(comm, NULL, layout, NULL, 1, 0, 1, &halo) == RA_ERR_INVALID);
     RANK_CHECK(comm, halo == NULL);
     ra_log_set_quiet(0);
-    RA_TRY(ra_halo_create(comm, layout, NULL, 1, 1, 1, &halo));
+    RA_TRY(ra_halo_create(comm, NULL, layout, NULL, 1, 1, 1, &halo));
     ra_halo_io_t io = {.row_bytes = 1, .planes = 2, .rows = byte, .out = byte};
     ra_log_set_quiet(1);
     ra_status_t status = ra_halo_start(halo, &io);

@@ -240,9 +240,12 @@ static void causal_attention_is_exact_on_any_ring(void **state)
 static void a_plan_serves_many_layers_and_copying_transports(void **state)
 {
     (void)state;
-    compare_everywhere((ring_case_t){.transport = "local-copy", .layers = 2}, packs + 2, 2);
-    compare_everywhere((ring_case_t){.transport = "local-copy", .layers = 2}, prefixed,
-                       RA_ARRAY_LEN(prefixed));
+    const char *transports[] = {"local-copy", "local-order"};
+    for (int i = 0; i < 2; i++) {
+        ring_case_t c = {.transport = transports[i], .layers = 2};
+        compare_everywhere(c, packs + 2, 2);
+        compare_everywhere(c, prefixed, RA_ARRAY_LEN(prefixed));
+    }
 }
 
 static void full_attention_is_exact_on_any_ring(void **state)
@@ -295,6 +298,7 @@ static void reproducible_bits_do_not_depend_on_ranks_neighbours_or_prefix(void *
 {
     (void)state;
     const int64_t windows[] = {0, 17, 40};
+    const char *transports[] = {"local-copy", "local", "local-order"};
     for (size_t w = 0; w < RA_ARRAY_LEN(windows); w++) {
         ring_case_t whole = {.ranks = 1, .window = windows[w], .reproducible = true};
         whole.pack = (pack_t){3, {1, 6, 8}, {{0, 237}, {0, 226}, {0, 131}}};
@@ -311,7 +315,7 @@ static void reproducible_bits_do_not_depend_on_ranks_neighbours_or_prefix(void *
                                  .ranks = ranks,
                                  .window = windows[w],
                                  .reproducible = true,
-                                 .transport = ranks % 2 ? "local" : "local-copy"};
+                                 .transport = transports[ranks % 3]};
                 ring_result_t got = run_case(&c);
                 for (int64_t d = 0; d < c.pack.count; d++) {
                     check_same_bits(&got, d, &want);
@@ -397,18 +401,17 @@ static ra_status_t fail_half_way(ra_comm_t *comm, void *arg)
 static void a_missing_rank_ends_the_ring_on_all_others(void **state)
 {
     (void)state;
-    const char *transports[] = {"local", "local-copy"};
+    const char *transports[] = {"local", "local-copy", "local-order"};
     const pack_t tries[] = {{1, {1}, {{0, 256}}}, {1, {1}, {{256, 256}}}};
-    for (int i = 0; i < 8; i++) {
-        ring_case_t c = {.pack = tries[i % 2], .ranks = 4, .window = i >= 4 ? 100 : 0};
+    for (int i = 0; i < 12; i++) {
+        ring_case_t c = {.pack = tries[i % 2], .ranks = 4, .window = i / 2 % 2 ? 100 : 0};
         ring_result_t result = {.c = &c};
         assert_int_equal(
             ra_layout_create(c.pack.documents, 1, TILE, c.ranks, kinds[0], &result.layout), RA_OK);
         assert_int_equal(ra_layout_create_prefix(result.layout, &result.prefix), RA_OK);
         result.o = float_array(result.layout->total_rows * H * D);
         result.lse = float_array(result.layout->total_rows * H);
-        assert_int_equal(ra_ranks_run(transports[i / 2 % 2], 4, fail_half_way, &result),
-                         RA_ERR_INPUT);
+        assert_int_equal(ra_ranks_run(transports[i / 4], 4, fail_half_way, &result), RA_ERR_INPUT);
         free_result(&result);
     }
 }

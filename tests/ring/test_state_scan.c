@@ -281,6 +281,7 @@ static void constant_decay_is_exact_on_any_ring(void **state)
     (void)state;
     compare_everywhere((scan_case_t){0});
     compare_everywhere((scan_case_t){.at_tile = true, .transport = "local-copy"});
+    compare_everywhere((scan_case_t){.at_tile = true, .transport = "local-order"});
 }
 
 static void decay_per_token_is_exact_on_any_ring(void **state)
@@ -346,7 +347,8 @@ static void reproducible_bits_do_not_depend_on_ranks_or_neighbours(void **state)
                 scan_case_t c = whole;
                 c.pack = others[p];
                 c.ranks = ranks;
-                c.transport = ranks % 2 ? "local" : "local-copy";
+                const char *transports[] = {"local-copy", "local", "local-order"};
+                c.transport = transports[ranks % 3];
                 scan_result_t got = run_case(&c);
                 for (int64_t d = 0; d < c.pack.count; d++) {
                     if (c.pack.name[d] != 2) {
