@@ -3,6 +3,7 @@
 #include "base/pool.h"
 #include "cli/command.h"
 #include "cli/doctor.h"
+#include "cli/doctor_gpu.h"
 #include "cli/json_write.h"
 #include "cli/version_info.h"
 #include "comm/ranks.h"
@@ -23,6 +24,7 @@ typedef struct report {
     ra_gemm_probe_t gemm[2];
     ra_ring_probe_t ring;
     ra_disk_probe_t disk;
+    ra_gpu_report_t gpus;
     char blas[256], pcre2[64], xxhash[32];
     int warnings;
     char warning[8][160];
@@ -47,6 +49,19 @@ static void name_libraries(report_t *report)
     }
     snprintf(report->xxhash, sizeof(report->xxhash), "%u.%u.%u", xxhash / 10000, xxhash / 100 % 100,
              xxhash % 100);
+}
+
+static void judge_gpus(report_t *report)
+{
+    for (int i = 0; i < report->gpus.count; i++) {
+        const ra_gpu_t *gpu = &report->gpus.gpu[i];
+        if (gpu->major < 8) {
+            warn(report, "GPU %d is older than compute capability 8.0: no kernel runs on it", i);
+        }
+        if (gpu->measure_why[0] != '\0') {
+            warn(report, "GPU %d could not be measured: %.100s", i, gpu->measure_why);
+        }
+    }
 }
 
 static void judge(report_t *report)
@@ -98,13 +113,20 @@ static ra_status_t examine(const ra_settings_t *settings, report_t *report)
     RA_TRY(ra_probe_ring(ra_settings_text(settings, RA_SET_TRANSPORT), RING_RANKS,
                          ra_settings_real(settings, RA_SET_TIMEOUT), &report->ring));
     ra_probe_disk(".", &report->disk);
+    RA_TRY(ra_probe_gpus(&report->gpus));
     judge(report);
+    judge_gpus(report);
     return RA_OK;
 }
 
 static bool is_usable(const report_t *report)
 {
-    return report->gemm[0].right && report->gemm[1].right && report->ring.wrong == 0;
+    bool right = report->gemm[0].right && report->gemm[1].right && report->ring.wrong == 0;
+    for (int i = 0; i < report->gpus.count; i++) {
+        const ra_gpu_t *gpu = &report->gpus.gpu[i];
+        right &= gpu->gemm_right || gpu->measure_why[0] != '\0';
+    }
+    return right;
 }
 
 static void print_bytes(const char *before, int64_t bytes, const char *unknown)
@@ -135,7 +157,7 @@ static void print_text(const report_t *report)
 {
     const char *name, *doc;
     print_host(report);
-    printf("device cpu\n");
+    printf("device cpu%s\n", report->gpus.count > 0 ? ", cuda" : "");
     for (int i = 0; ra_transport_list(i, &name, &doc); i++) {
         printf("transport %s: %s\n", name, doc);
     }
@@ -151,6 +173,7 @@ static void print_text(const report_t *report)
     printf("test   ring of %d ranks, %lld rounds of %lld KiB: %lld wrong, %.1f GB/s in all\n",
            report->ring.ranks, (long long)report->ring.rounds, (long long)report->ring.bytes / 1024,
            (long long)report->ring.wrong, report->ring.bytes_per_second * 1e-9);
+    ra_gpus_print(&report->gpus);
     if (report->disk.writable) {
         printf("fs     . writable, rename %s, fsync %.2f ms\n",
                report->disk.rename_atomic ? "atomic" : "NOT ATOMIC",
@@ -199,10 +222,10 @@ static void json_host(const report_t *report)
     json_text("xxhash", report->xxhash);
 }
 
-static void json_transports(void)
+static void json_transports(bool gpus)
 {
     const char *name, *doc;
-    fputs(",\"devices\":[\"cpu\"],\"transports\":[", stdout);
+    printf(",\"devices\":[\"cpu\"%s],\"transports\":[", gpus ? ",\"cuda\"" : "");
     for (int i = 0; ra_transport_list(i, &name, &doc); i++) {
         printf("%s\"%s\"", i > 0 ? "," : "", name);
     }
@@ -212,7 +235,7 @@ static void json_transports(void)
 static void print_json(const report_t *report)
 {
     json_host(report);
-    json_transports();
+    json_transports(report->gpus.count > 0);
     printf(",\"threads\":%d", report->threads);
     json_number("fma_flops_one_thread", report->fma_one);
     json_number("fma_flops", report->fma_all);
@@ -233,6 +256,7 @@ static void print_json(const report_t *report)
     printf(",\"writable\":%s,\"rename_atomic\":%s", report->disk.writable ? "true" : "false",
            report->disk.rename_atomic ? "true" : "false");
     json_number("fsync_seconds", report->disk.fsync_seconds);
+    ra_gpus_print_json(&report->gpus);
     fputs(",\"warnings\":[", stdout);
     for (int i = 0; i < report->warnings; i++) {
         fputs(i > 0 ? "," : "", stdout);

@@ -601,6 +601,11 @@ static void doctor_and_validate_reach_a_verdict(void **state)
     cJSON *json = cJSON_Parse(doctor.out);
     assert_int_equal(doctor.exit_code, 0);
     assert_true(cJSON_IsTrue(cJSON_GetObjectItem(json, "usable")));
+    const cJSON *cuda = cJSON_GetObjectItem(json, "cuda");
+    const cJSON *why = cJSON_GetObjectItem(cuda, "why_none");
+    int gpus = cJSON_GetArraySize(cJSON_GetObjectItem(cuda, "gpus"));
+    assert_true(cJSON_IsBool(cJSON_GetObjectItem(cuda, "built")));
+    assert_true(gpus > 0 ? cJSON_IsNull(why) : cJSON_IsString(why));
     cJSON_Delete(json);
     run_free(&doctor);
 
