@@ -81,9 +81,8 @@ ra_status_t ra_nccl_staging_take(ra_nccl_staging_t *staging, int64_t bytes,
     return RA_OK;
 }
 
-void ra_nccl_staging_give(ra_nccl_staging_t *staging, ra_nccl_block_t *block)
+void ra_nccl_staging_give(ra_nccl_block_t *block)
 {
-    (void)staging;
     block->taken = false;
 }
 

@@ -20,7 +20,7 @@ void ra_nccl_staging_destroy(ra_nccl_staging_t *staging);
 ra_status_t ra_nccl_staging_take(ra_nccl_staging_t *staging, int64_t bytes,
                                  ra_nccl_block_t **block_p);
 /** Nothing queued uses the block any more, or only work queued before its next use. */
-void ra_nccl_staging_give(ra_nccl_staging_t *staging, ra_nccl_block_t *block);
+void ra_nccl_staging_give(ra_nccl_block_t *block);
 char *ra_nccl_block_host(const ra_nccl_block_t *block);
 char *ra_nccl_block_device(const ra_nccl_block_t *block);
 

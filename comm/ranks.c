@@ -92,6 +92,30 @@ static ra_status_t open_comms(const ra_transport_ops_t *ops, int ranks, rank_thr
     return status;
 }
 
+static ra_status_t run_process(const ra_transport_ops_t *ops, const ra_launch_t *launch, int ranks,
+                               ra_rank_func_t func, void *arg)
+{
+    if (ranks != launch->size) {
+        return ra_fail(RA_ERR_USAGE, "comm", "%d ranks asked for, but %s started %d processes",
+                       ranks, launch->started, launch->size);
+    }
+    ra_transport_t *end = NULL;
+    ra_comm_t *comm = NULL;
+    RA_TRY(ops->join(launch, &end));
+    ra_status_t status = ra_comm_create(end, &comm);
+    if (status != RA_OK) {
+        ops->close(end);
+        return status;
+    }
+    ra_log_set_rank(launch->rank);
+    status = func(comm, arg);
+    if (status != RA_OK) {
+        ra_comm_abort(comm, status);
+    }
+    ra_comm_destroy(comm);
+    return status;
+}
+
 ra_status_t ra_ranks_run(const char *transport, int ranks, ra_rank_func_t func, void *arg)
 {
     const ra_transport_ops_t *ops = NULL;
@@ -99,6 +123,13 @@ ra_status_t ra_ranks_run(const char *transport, int ranks, ra_rank_func_t func, 
     if (ranks < 1 || ranks > RANKS_MAX) {
         return ra_fail(RA_ERR_USAGE, "comm", "%d ranks asked for; 1 to %d are possible", ranks,
                        RANKS_MAX);
+    }
+    if (ops->join != NULL) {
+        ra_launch_t launch;
+        RA_TRY(ra_launch_find(&launch));
+        if (launch.size > 1) {
+            return run_process(ops, &launch, ranks, func, arg);
+        }
     }
     rank_thread_t *threads = calloc((size_t)ranks, sizeof(*threads));
     if (threads == NULL) {

@@ -12,8 +12,10 @@
 typedef ra_status_t (*ra_rank_func_t)(ra_comm_t *comm, void *arg);
 
 /**
- * Run @a func on ranks 0 .. ranks-1 and wait for all. With transport "local" (also "auto") ranks
- * are threads of this process; rank 0 runs on the calling thread when ranks is 1.
+ * Run @a func on ranks 0 .. ranks-1 and wait for all. Ranks are threads of this process; rank 0
+ * runs on the calling thread when ranks is 1. Where a launcher started as many processes as ranks,
+ * and the transport connects processes (nccl), this process is one of them and runs its own rank
+ * only.
  * @return RA_OK, or the status of the first rank that failed for a reason of its own (not
  * RA_ERR_PEER); ra_last_error() of the caller then holds that rank's text.
  * @retval RA_ERR_USAGE  unknown transport (the message lists the rows), ranks < 1 or > 4096.

@@ -11,6 +11,7 @@
 #define RA_COMM_TRANSPORT_H
 
 #include "comm/comm.h"
+#include "comm/launch.h"
 
 typedef struct ra_transport_ops ra_transport_ops_t;
 
@@ -25,7 +26,7 @@ struct ra_request {
     const ra_transport_ops_t *ops;
 };
 
-/** All functions are required. Contracts not repeated here are those of comm/comm.h. */
+/** All functions but join are required. Contracts not repeated here are those of comm/comm.h. */
 struct ra_transport_ops {
     const char *name, *doc;
     bool lends;        /**< RA_BORROW needs no landing buffer */
@@ -36,6 +37,8 @@ struct ra_transport_ops {
 
     /** Open all @a size ends of a world of threads. On error none is open. */
     ra_status_t (*open)(int size, ra_transport_t **ends_p);
+    /** Open the end of this process as one of several. NULL: ranks are threads only. */
+    ra_status_t (*join)(const ra_launch_t *launch, ra_transport_t **end_p);
     ra_status_t (*attach)(ra_transport_t *end, ra_stream_t *compute);
     /** Accepts NULL. No request of this end exists. */
     void (*close)(ra_transport_t *end);
