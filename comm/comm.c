@@ -63,6 +63,16 @@ ra_status_t ra_comm_attach(ra_comm_t *comm, ra_stream_t *compute)
     return comm->end->ops->attach(comm->end, compute);
 }
 
+ra_status_t ra_comm_measure_waits(ra_comm_t *comm, bool on)
+{
+    return comm->end->ops->measure_waits(comm->end, on);
+}
+
+ra_status_t ra_comm_waited(ra_comm_t *comm, double *seconds_p)
+{
+    return comm->end->ops->waited(comm->end, seconds_p);
+}
+
 void ra_comm_set_timeout(ra_comm_t *comm, double seconds)
 {
     comm->timeout_s = seconds;

@@ -220,6 +220,7 @@ static void end_destroy(ra_nccl_end_t *end)
             ncclCommDestroy(end->comm);
         }
         ra_nccl_staging_destroy(end->staging);
+        ra_cuda_waits_clear(&end->waits);
         if (end->start != NULL) {
             cudaEventDestroy(end->start);
         }

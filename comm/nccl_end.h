@@ -7,6 +7,7 @@
 #define RA_COMM_NCCL_END_H
 
 #include "comm/bootstrap.h"
+#include "comm/cuda_waits.h"
 #include "comm/nccl_staging.h"
 #include "comm/transport.h"
 #include <cuda_runtime_api.h>
@@ -50,6 +51,7 @@ struct ra_nccl_end {
     pthread_mutex_t issue; /**< held while NCCL is called on comm */
     ncclComm_t comm;       /**< guarded by issue; NULL until attached and after an abort */
     ra_nccl_staging_t *staging;
+    ra_cuda_waits_t waits;
 };
 
 /** RA_OK for ncclSuccess, else an error with NCCL's text and @a what was being done. */

@@ -475,6 +475,19 @@ ra_status_t ra_thread_attach(ra_transport_t *transport, ra_stream_t *compute)
     return mover->attach(end, compute);
 }
 
+ra_status_t ra_thread_measure_waits(ra_transport_t *transport, bool on)
+{
+    ra_thread_end_t *end = (ra_thread_end_t *)transport;
+    return end->device == NULL ? RA_OK : end->world->row->mover->measure_waits(end, on);
+}
+
+ra_status_t ra_thread_waited(ra_transport_t *transport, double *seconds_p)
+{
+    ra_thread_end_t *end = (ra_thread_end_t *)transport;
+    *seconds_p = 0.0;
+    return end->device == NULL ? RA_OK : end->world->row->mover->waited(end, seconds_p);
+}
+
 void ra_thread_close(ra_transport_t *transport)
 {
     if (transport == NULL) {

@@ -57,6 +57,9 @@ typedef struct ra_thread_mover {
     /** Once for each prepared group, by its poster, when nothing of it can be moved any more: work
      * queued later on its compute stream runs after what was moved. */
     ra_status_t (*settle)(ra_thread_request_t *request);
+    /** ra_comm_measure_waits() and ra_comm_waited() of an attached end. */
+    ra_status_t (*measure_waits)(ra_thread_end_t *end, bool on);
+    ra_status_t (*waited)(ra_thread_end_t *end, double *seconds_p);
     /** Open the gate of a want that will not be moved. */
     void (*open_gate)(const ra_thread_op_t *want);
 } ra_thread_mover_t;
@@ -124,6 +127,8 @@ static inline bool ra_op_is_offer(const ra_thread_op_t *op)
 
 ra_status_t ra_thread_world_open(const ra_thread_row_t *row, int size, ra_transport_t **ends_p);
 ra_status_t ra_thread_attach(ra_transport_t *transport, ra_stream_t *compute);
+ra_status_t ra_thread_measure_waits(ra_transport_t *transport, bool on);
+ra_status_t ra_thread_waited(ra_transport_t *transport, double *seconds_p);
 ra_status_t ra_thread_post(ra_transport_t *transport, const ra_transfer_t *transfers, int count,
                            ra_request_t **request_p);
 ra_status_t ra_thread_test(ra_request_t *base);
@@ -137,9 +142,10 @@ void ra_thread_close(ra_transport_t *transport);
 /** A thread cannot vanish, and a block of a million keys takes its time. */
 #define RA_THREAD_PATIENCE_S 86400
 #define RA_THREAD_SLOTS                                                                            \
-    .patience_s = RA_THREAD_PATIENCE_S, .attach = ra_thread_attach, .close = ra_thread_close,      \
-    .post = ra_thread_post, .test = ra_thread_test, .wait = ra_thread_wait,                        \
-    .cancel = ra_thread_cancel, .borrowed = ra_thread_borrowed, .free = ra_thread_free,            \
-    .abort = ra_thread_abort
+    .patience_s = RA_THREAD_PATIENCE_S, .attach = ra_thread_attach,                                \
+    .measure_waits = ra_thread_measure_waits, .waited = ra_thread_waited,                          \
+    .close = ra_thread_close, .post = ra_thread_post, .test = ra_thread_test,                      \
+    .wait = ra_thread_wait, .cancel = ra_thread_cancel, .borrowed = ra_thread_borrowed,            \
+    .free = ra_thread_free, .abort = ra_thread_abort
 
 #endif

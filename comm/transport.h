@@ -40,6 +40,8 @@ struct ra_transport_ops {
     /** Open the end of this process as one of several. NULL: ranks are threads only. */
     ra_status_t (*join)(const ra_launch_t *launch, ra_transport_t **end_p);
     ra_status_t (*attach)(ra_transport_t *end, ra_stream_t *compute);
+    ra_status_t (*measure_waits)(ra_transport_t *end, bool on);
+    ra_status_t (*waited)(ra_transport_t *end, double *seconds_p);
     /** Accepts NULL. No request of this end exists. */
     void (*close)(ra_transport_t *end);
 

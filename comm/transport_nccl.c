@@ -260,8 +260,10 @@ static ra_status_t progress(nccl_request_t *request)
         return request->cancelled ? RA_ERR_CANCELED : RA_OK;
     }
     if (request->count > 0 && !request->ordered) {
+        RA_TRY(ra_cuda_waits_begin(&end->waits, end->compute));
         RA_TRY(ra_cuda_check(cudaStreamWaitEvent(end->compute, request->done, 0),
                              "ordering work after a group"));
+        RA_TRY(ra_cuda_waits_end(&end->waits, end->compute));
         request->ordered = true;
     }
     if (atomic_load(&end->world->aborted)) {
@@ -280,6 +282,16 @@ static ra_status_t progress(nccl_request_t *request)
     }
     request->complete = true;
     return RA_OK;
+}
+
+static ra_status_t nccl_measure_waits(ra_transport_t *transport, bool on)
+{
+    return ra_cuda_waits_set(&((ra_nccl_end_t *)transport)->waits, on);
+}
+
+static ra_status_t nccl_waited(ra_transport_t *transport, double *seconds_p)
+{
+    return ra_cuda_waits_sum(&((ra_nccl_end_t *)transport)->waits, seconds_p);
 }
 
 static ra_status_t nccl_test(ra_request_t *base)
@@ -349,6 +361,8 @@ const ra_transport_ops_t ra_transport_nccl = {
     .open = ra_nccl_open,
     .join = ra_nccl_join,
     .attach = ra_nccl_attach,
+    .measure_waits = nccl_measure_waits,
+    .waited = nccl_waited,
     .close = ra_nccl_close,
     .post = nccl_post,
     .test = nccl_test,

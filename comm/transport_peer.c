@@ -14,6 +14,7 @@
 
 #include "base/device_cuda.h"
 #include "comm/cuda_memory.h"
+#include "comm/cuda_waits.h"
 #include <cuda_runtime_api.h>
 #include <stdlib.h>
 
@@ -33,6 +34,7 @@ struct peer_side {
     cudaStream_t *incoming; /* [size] by source rank */
     pthread_mutex_t mutex;
     peer_event_t *idle;
+    ra_cuda_waits_t waits;
 };
 
 /* Pairs between the same two ranks, queued one after another. */
@@ -110,6 +112,7 @@ static void event_drop(peer_event_t *event)
 static void side_destroy(peer_side_t *side)
 {
     if (cudaSetDevice(side->device) == cudaSuccess) {
+        ra_cuda_waits_clear(&side->waits);
         for (int r = 0; r < side->size; r++) {
             if (side->incoming != NULL && side->incoming[r] != NULL) {
                 cudaStreamDestroy(side->incoming[r]);
@@ -198,11 +201,22 @@ static void peer_detach(ra_thread_end_t *end)
     end->device = NULL;
 }
 
+static ra_status_t peer_measure_waits(ra_thread_end_t *end, bool on)
+{
+    return ra_cuda_waits_set(&((peer_side_t *)end->device)->waits, on);
+}
+
+static ra_status_t peer_waited(ra_thread_end_t *end, double *seconds_p)
+{
+    return ra_cuda_waits_sum(&((peer_side_t *)end->device)->waits, seconds_p);
+}
+
 static ra_status_t peer_settle(ra_thread_request_t *request)
 {
     peer_side_t *side = request->end->device;
     const peer_event_t *last = NULL;
-    ra_status_t status = RA_OK;
+    bool any = request->start != NULL; /* some of it is device memory */
+    ra_status_t status = any ? ra_cuda_waits_begin(&side->waits, side->compute) : RA_OK;
     for (int i = 0; i < request->count; i++) {
         peer_event_t *done = request->ops[i].moved;
         if (done == NULL) {
@@ -218,6 +232,9 @@ static ra_status_t peer_settle(ra_thread_request_t *request)
     }
     event_drop(request->start);
     request->start = NULL;
+    if (any && status == RA_OK) {
+        status = ra_cuda_waits_end(&side->waits, side->compute);
+    }
     return status;
 }
 
@@ -363,6 +380,8 @@ static const ra_thread_mover_t peer_mover = {.attach = peer_attach,
                                              .prepare = peer_prepare,
                                              .move = peer_move,
                                              .settle = peer_settle,
+                                             .measure_waits = peer_measure_waits,
+                                             .waited = peer_waited,
                                              .open_gate = peer_open_gate};
 
 static ra_status_t peer_open(int size, ra_transport_t **ends_p)

@@ -274,6 +274,39 @@ static void collectives_move_device_memory(void **state)
     }
 }
 
+/* Rank 0 sends after much work, rank 1 has nothing else to do than wait for it. */
+static ra_status_t wait_for_a_busy_rank(ra_comm_t *comm, ra_stream_t *stream, void *arg)
+{
+    (void)arg;
+    int rank = ra_comm_rank(comm);
+    buffers_t b;
+    double waited = -1.0;
+    RA_TRY(make_buffers(stream, 4096, &b));
+    RA_TRY(ra_comm_measure_waits(comm, true));
+    if (rank == 0) {
+        RA_TRY(keep_busy(stream, &b));
+    }
+    ra_transfer_t one =
+        rank == 0 ? make(RA_SEND, 1, b.mine, 4096) : make(RA_RECV, 0, b.theirs, 4096);
+    ra_request_t *request = NULL;
+    RA_TRY(ra_comm_post(comm, &one, 1, &request));
+    RA_TRY(wait_free(comm, request));
+    RA_TRY(ra_stream_sync(stream));
+    RA_TRY(ra_comm_waited(comm, &waited));
+    RANK_CHECK(comm, waited > 0.0);
+    RA_TRY(ra_comm_measure_waits(comm, false));
+    RA_TRY(ra_comm_waited(comm, &waited));
+    RANK_CHECK(comm, waited == 0.0);
+    free_buffers(stream, &b);
+    return RA_OK;
+}
+
+static void waits_of_the_compute_stream_are_measured(void **state)
+{
+    (void)state;
+    run_on(2, wait_for_a_busy_rank, NULL);
+}
+
 static ra_status_t disagree_on_memory(ra_comm_t *comm, ra_stream_t *stream, void *arg)
 {
     (void)arg;
@@ -374,6 +407,7 @@ int main(void)
         cmocka_unit_test(blocks_go_round_without_waiting_for_the_gpu),
         cmocka_unit_test(gates_are_written_and_host_memory_rides_along),
         cmocka_unit_test(collectives_move_device_memory),
+        cmocka_unit_test(waits_of_the_compute_stream_are_measured),
         cmocka_unit_test(host_and_device_memory_do_not_match),
         cmocka_unit_test(a_rank_that_fails_frees_those_who_wait_for_its_bytes),
         cmocka_unit_test(transports_that_cannot_reach_a_gpu_say_so),
