@@ -6,8 +6,17 @@
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#if RA_HAVE_CUDA
+#include <nvtx3/nvToolsExt.h>
+#define PUSH_RANGE(name) nvtxRangePushA(name)
+#define POP_RANGE()      nvtxRangePop()
+#else
+#define PUSH_RANGE(name) ((void)(name))
+#define POP_RANGE()      ((void)0)
+#endif
 
 static pthread_mutex_t trace_mutex = PTHREAD_MUTEX_INITIALIZER;
 static FILE *trace_file;       /* guarded by trace_mutex */
@@ -48,14 +57,17 @@ ra_status_t ra_trace_close(void)
     return RA_OK;
 }
 
-int64_t ra_trace_begin(void)
+ra_span_t ra_trace_begin(const char *name)
 {
-    return atomic_load_explicit(&trace_on, memory_order_relaxed) ? ra_clock_ns() : 0;
+    PUSH_RANGE(name);
+    bool on = atomic_load_explicit(&trace_on, memory_order_relaxed);
+    return (ra_span_t){.start_ns = on ? ra_clock_ns() : 0, .name = name};
 }
 
-void ra_trace_end(int64_t begin, int rank, ra_trace_lane_t lane, const char *name, int64_t detail)
+void ra_trace_end(ra_span_t span, int rank, ra_trace_lane_t lane, int64_t detail)
 {
-    if (begin == 0) {
+    POP_RANGE();
+    if (span.start_ns == 0) {
         return;
     }
     int64_t now = ra_clock_ns();
@@ -64,8 +76,8 @@ void ra_trace_end(int64_t begin, int rank, ra_trace_lane_t lane, const char *nam
         fprintf(trace_file,
                 ",\n{\"name\":\"%s\",\"cat\":\"%s\",\"ph\":\"X\",\"ts\":%.3f,\"dur\":%.3f,"
                 "\"pid\":%d,\"tid\":%d,\"args\":{\"detail\":%" PRId64 "}}",
-                name, lane_names[lane], (double)(begin - trace_start_ns) * 1e-3,
-                (double)(now - begin) * 1e-3, rank, (int)lane, detail);
+                span.name, lane_names[lane], (double)(span.start_ns - trace_start_ns) * 1e-3,
+                (double)(now - span.start_ns) * 1e-3, rank, (int)lane, detail);
     }
     pthread_mutex_unlock(&trace_mutex);
 }

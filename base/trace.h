@@ -4,6 +4,8 @@
  *        thread row a lane (compute, transfer, wait).
  *
  * Off by default; a span then costs one relaxed load. One trace for the process, like the log.
+ * Builds with CUDA also push and pop every span as an NVTX range of its name, for Nsight Systems: a
+ * GPU's work is queued within a span and done later.
  */
 #ifndef RA_BASE_TRACE_H
 #define RA_BASE_TRACE_H
@@ -18,10 +20,15 @@ ra_status_t ra_trace_open(const char *path);
 /** Finish the file. No span may be open. @retval RA_ERR_OUTPUT a write failed. */
 ra_status_t ra_trace_close(void);
 
-/** Start of a span: a time to hand to ra_trace_end(), 0 when tracing is off. */
-int64_t ra_trace_begin(void);
-/** @param name  A string literal; shown as is. @param detail  Shown as an argument, such as a
- * layer. */
-void ra_trace_end(int64_t begin, int rank, ra_trace_lane_t lane, const char *name, int64_t detail);
+/** An open span; spans of a thread nest. */
+typedef struct ra_span {
+    int64_t start_ns; /**< 0: tracing is off */
+    const char *name;
+} ra_span_t;
+
+/** @param name  A string literal; shown as is. */
+ra_span_t ra_trace_begin(const char *name);
+/** @param detail  Shown as an argument, such as a layer. */
+void ra_trace_end(ra_span_t span, int rank, ra_trace_lane_t lane, int64_t detail);
 
 #endif

@@ -220,17 +220,17 @@ ra_status_t ra_project_rows(ra_forward_t *f, const ra_prepared_layer_t *layer,
 static ra_status_t run_layer(ra_forward_t *f, int64_t l, float *routing_gap)
 {
     const ra_prepared_layer_t *layer = ra_prepared_acquire(f->params.weights, l);
-    int64_t span = ra_trace_begin();
     bool softmax = f->params.config->layer[l].mixer == RA_MIXER_SOFTMAX;
+    ra_span_t span = ra_trace_begin(softmax ? "softmax layer" : "linear layer");
 
     ra_status_t status = softmax ? ra_mixer_softmax(f, l, layer) : ra_mixer_linear(f, l, layer);
     if (status == RA_OK) {
-        int64_t inner = ra_trace_begin();
+        ra_span_t inner = ra_trace_begin("feed forward");
         status = ra_feed_forward(f, layer, routing_gap);
-        ra_trace_end(inner, f->rank, RA_LANE_COMPUTE, "feed forward", l);
+        ra_trace_end(inner, f->rank, RA_LANE_COMPUTE, l);
     }
     ra_prepared_release(f->params.weights, l);
-    ra_trace_end(span, f->rank, RA_LANE_COMPUTE, softmax ? "softmax layer" : "linear layer", l);
+    ra_trace_end(span, f->rank, RA_LANE_COMPUTE, l);
     return status;
 }
 

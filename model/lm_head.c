@@ -63,13 +63,13 @@ static ra_status_t vocabulary_row(ra_forward_t *f, const ra_forward_io_t *io)
 
 ra_status_t ra_lm_head(ra_forward_t *f, const ra_forward_io_t *io)
 {
-    int64_t span = ra_trace_begin();
+    ra_span_t span = ra_trace_begin("lm head");
     for (int64_t begin = 0; io->target != NULL && begin < f->rows; begin += f->head_tile) {
         RA_TRY(score_rows(f, io, begin, ra_min_i64(f->head_tile, f->rows - begin)));
     }
     if (io->logits_row >= 0) {
         RA_TRY(vocabulary_row(f, io));
     }
-    ra_trace_end(span, f->rank, RA_LANE_COMPUTE, "lm head", f->rows);
+    ra_trace_end(span, f->rank, RA_LANE_COMPUTE, f->rows);
     return RA_OK;
 }

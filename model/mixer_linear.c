@@ -83,20 +83,20 @@ static ra_status_t close_rows(ra_forward_t *f, const ra_prepared_layer_t *layer,
 
 ra_status_t ra_mixer_linear(ra_forward_t *f, int64_t l, const ra_prepared_layer_t *layer)
 {
-    int64_t span = ra_trace_begin();
+    ra_span_t span = ra_trace_begin("qkv");
     for (int64_t begin = 0; begin < f->rows; begin += RA_FORWARD_TILE) {
         RA_TRY(project_rows(f, layer, begin, ra_min_i64(RA_FORWARD_TILE, f->rows - begin)));
     }
-    ra_trace_end(span, f->rank, RA_LANE_COMPUTE, "qkv", l);
+    ra_trace_end(span, f->rank, RA_LANE_COMPUTE, l);
 
-    span = ra_trace_begin();
+    span = ra_trace_begin("state scan");
     RA_TRY(run_scan(f, l));
-    ra_trace_end(span, f->rank, RA_LANE_COMPUTE, "state scan", l);
+    ra_trace_end(span, f->rank, RA_LANE_COMPUTE, l);
 
-    span = ra_trace_begin();
+    span = ra_trace_begin("gate and out");
     for (int64_t begin = 0; begin < f->rows; begin += RA_FORWARD_TILE) {
         RA_TRY(close_rows(f, layer, begin, ra_min_i64(RA_FORWARD_TILE, f->rows - begin)));
     }
-    ra_trace_end(span, f->rank, RA_LANE_COMPUTE, "gate and out", l);
+    ra_trace_end(span, f->rank, RA_LANE_COMPUTE, l);
     return RA_OK;
 }

@@ -77,16 +77,16 @@ ra_status_t ra_mixer_softmax(ra_forward_t *f, int64_t l, const ra_prepared_layer
     softmax_buffers_t b = place_buffers(f);
     int64_t hidden = f->params.config->hidden_size;
 
-    int64_t span = ra_trace_begin();
+    ra_span_t span = ra_trace_begin("qkv");
     for (int64_t begin = 0; begin < f->rows; begin += RA_FORWARD_TILE) {
         int64_t n = ra_min_i64(RA_FORWARD_TILE, f->rows - begin);
         RA_TRY(project_rows(f, layer, &b, begin, n));
     }
-    ra_trace_end(span, f->rank, RA_LANE_COMPUTE, "qkv", l);
+    ra_trace_end(span, f->rank, RA_LANE_COMPUTE, l);
 
     RA_TRY(run_ring(f, l, &b));
 
-    span = ra_trace_begin();
+    span = ra_trace_begin("attention out");
     ra_gemm_job_t job = {.weight = layer->dense,
                          .x = b.o,
                          .x_stride = b.q_width,
@@ -94,6 +94,6 @@ ra_status_t ra_mixer_softmax(ra_forward_t *f, int64_t l, const ra_prepared_layer
                          .y = f->x,
                          .y_stride = hidden};
     RA_TRY(ra_gemm(&job, 1, true, f->params.stream));
-    ra_trace_end(span, f->rank, RA_LANE_COMPUTE, "attention out", l);
+    ra_trace_end(span, f->rank, RA_LANE_COMPUTE, l);
     return RA_OK;
 }

@@ -182,9 +182,10 @@ static ra_status_t wait_for(ra_block_tour_t *tour, ra_request_t *request, const 
     if (status != RA_INPROGRESS) {
         return status;
     }
-    int64_t before = ra_clock_ns(), span = ra_trace_begin();
+    int64_t before = ra_clock_ns();
+    ra_span_t span = ra_trace_begin(what);
     status = ra_comm_wait(request, ra_comm_deadline(tour->comm));
-    ra_trace_end(span, tour->rank, RA_LANE_WAIT, what, owner);
+    ra_trace_end(span, tour->rank, RA_LANE_WAIT, owner);
     tour->stats.wait_ns += ra_clock_ns() - before;
     return status;
 }

@@ -214,9 +214,10 @@ ra_status_t ra_halo_start(ra_halo_t *halo, const ra_halo_io_t *io)
 
 ra_status_t ra_halo_finish(ra_halo_t *halo)
 {
-    int64_t before = ra_clock_ns(), span = ra_trace_begin();
+    int64_t before = ra_clock_ns();
+    ra_span_t span = ra_trace_begin("halo");
     ra_status_t status = ra_comm_wait(halo->request, ra_comm_deadline(halo->comm));
-    ra_trace_end(span, ra_comm_rank(halo->comm), RA_LANE_WAIT, "halo", halo->rows);
+    ra_trace_end(span, ra_comm_rank(halo->comm), RA_LANE_WAIT, halo->rows);
     ra_request_free(halo->request);
     halo->request = NULL;
     int64_t now = ra_clock_ns();

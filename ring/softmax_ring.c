@@ -248,9 +248,9 @@ static ra_status_t fold(ra_softmax_ring_t *plan, const ra_softmax_ring_io_t *io,
                                 .group_count = schedule->group_count,
                                 .spans = schedule->spans};
     ra_softmax_state_t state = state_of(plan, io);
-    int64_t span = ra_trace_begin();
+    ra_span_t span = ra_trace_begin("softmax block");
     ra_status_t status = ra_softmax_fold(plan->kernel, &block, &state, plan->stream);
-    ra_trace_end(span, plan->rank, RA_LANE_COMPUTE, "softmax block", owner);
+    ra_trace_end(span, plan->rank, RA_LANE_COMPUTE, owner);
     return status;
 }
 

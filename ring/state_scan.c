@@ -249,9 +249,9 @@ static ra_status_t summarise(ra_state_scan_t *plan, const ra_state_scan_io_t *io
         return RA_OK;
     }
     ra_linear_args_t args = args_of(plan, io, count);
-    int64_t span = ra_trace_begin();
+    ra_span_t span = ra_trace_begin("linear summaries");
     ra_status_t status = ra_linear_summarise(plan->kernel, &args, plan->stream);
-    ra_trace_end(span, plan->rank, RA_LANE_COMPUTE, "linear summaries", count);
+    ra_trace_end(span, plan->rank, RA_LANE_COMPUTE, count);
     return status;
 }
 
@@ -261,9 +261,9 @@ static ra_status_t forward(ra_state_scan_t *plan, const ra_state_scan_io_t *io, 
         return RA_OK;
     }
     ra_linear_args_t args = args_of(plan, io, count);
-    int64_t span = ra_trace_begin();
+    ra_span_t span = ra_trace_begin("linear forward");
     ra_status_t status = ra_linear_forward(plan->kernel, &args, plan->stream);
-    ra_trace_end(span, plan->rank, RA_LANE_COMPUTE, "linear forward", count);
+    ra_trace_end(span, plan->rank, RA_LANE_COMPUTE, count);
     return status;
 }
 
@@ -398,10 +398,11 @@ static ra_status_t scan_runs(ra_state_scan_t *plan, const ra_state_scan_io_t *io
     }
     RA_TRY(summarise(plan, io, count));
     if (plan->slot_count > 0) {
-        int64_t before = ra_clock_ns(), span = ra_trace_begin();
+        int64_t before = ra_clock_ns();
+        ra_span_t span = ra_trace_begin("states");
         RA_TRY(ra_comm_allgatherv(plan->comm, (char *)plan->slots + plan->slot_offset[plan->rank],
                                   plan->slots, plan->slot_bytes, plan->slot_offset));
-        ra_trace_end(span, plan->rank, RA_LANE_WAIT, "states", plan->slot_count);
+        ra_trace_end(span, plan->rank, RA_LANE_WAIT, plan->slot_count);
         plan->stats.wait_ns += ra_clock_ns() - before;
         plan->stats.received_bytes +=
             plan->slot_count * slot_floats(plan) * 4 - plan->slot_bytes[plan->rank];
@@ -433,9 +434,10 @@ static ra_status_t post_state(ra_state_scan_t *plan, ra_transfer_kind_t kind, in
 
 static ra_status_t await(ra_state_scan_t *plan, ra_request_t **request)
 {
-    int64_t before = ra_clock_ns(), span = ra_trace_begin();
+    int64_t before = ra_clock_ns();
+    ra_span_t span = ra_trace_begin("state");
     ra_status_t status = ra_comm_wait(*request, ra_comm_deadline(plan->comm));
-    ra_trace_end(span, plan->rank, RA_LANE_WAIT, "state", 0);
+    ra_trace_end(span, plan->rank, RA_LANE_WAIT, 0);
     plan->stats.wait_ns += ra_clock_ns() - before;
     ra_request_free(*request);
     *request = NULL;
