@@ -20,6 +20,10 @@ namespace
 
 enum store_t { STORE_SWIGLU, STORE_BF16, STORE_F32 };
 
+#ifndef RA_MOE_CLUSTER
+#define RA_MOE_CLUSTER 1
+#endif
+constexpr int CLUSTER = RA_MOE_CLUSTER;
 constexpr int BM = RA_MOE_TILE_ROWS, BN = 256, BK = 64, STAGES = 4, CONSUMERS = 2;
 constexpr int THREADS = 128 * (1 + CONSUMERS);
 constexpr int HALF = 64 * BK * 2; /* bytes of a box of 64 rows */
@@ -38,6 +42,7 @@ struct params_t {
     int64_t y_stride;
     int32_t rows; /* without tiles */
     int32_t n, n_tiles, k, k_blocks, repeat;
+    int32_t items; /* of a tile: n_tiles shared by the CTAs of a cluster */
 };
 
 struct shared_t {
@@ -63,21 +68,38 @@ struct slot_t {
     }
 };
 
-__device__ __forceinline__ int count_tiles(const params_t &p)
+/* A CTA's share of an item of a cluster. */
+struct work_t {
+    int row, rows, group, n;
+    bool shared; /* both CTAs use the same weights */
+};
+
+__device__ __forceinline__ int count_items(const params_t &p)
 {
-    int m = p.tiles ? __ldg(p.tile_count) : (p.rows + BM - 1) / BM;
-    return m * p.n_tiles;
+    return p.items * (p.tiles ? __ldg(p.tile_count) : (p.rows + BM - 1) / BM);
 }
 
-/* Of tile number @a tile, x: first row, y: rows, z: group. Asked for one tile ahead. */
-__device__ __forceinline__ int4 tile_at(const params_t &p, int tile, int total)
+/* Asked for one item ahead. */
+__device__ __forceinline__ work_t work_at(const params_t &p, int item, int total, uint32_t rank)
 {
-    const int m = tile / p.n_tiles;
-    if (tile >= total)
-        return make_int4(0, 0, 0, 0);
+    const int m = item / p.items, sub = item - m * p.items;
+    int4 t = make_int4(m * BM, min(BM, p.rows - m * BM), 0, 0);
+    if (item >= total)
+        return work_t{0, 0, 0, 0, false};
     if (p.tiles)
-        return __ldg(reinterpret_cast<const int4 *>(p.tiles + m));
-    return make_int4(m * BM, min(BM, p.rows - m * BM), 0, 0);
+        t = __ldg(reinterpret_cast<const int4 *>(p.tiles + m));
+    else
+        t.w = ra_moe_tile_pair(m, p.rows);
+    if (CLUSTER == 1)
+        return work_t{t.x, t.y, t.z, sub, false};
+    switch (t.w & 3) {
+    case 0:
+        return work_t{t.x, t.y, t.z, 2 * sub + (int)rank, false};
+    case 1:
+        return work_t{rank ? t.x + BM : t.x, rank ? t.w >> 8 : BM, t.z, sub, true};
+    default:
+        return work_t{rank ? t.x : t.x - BM, rank ? t.y : BM, t.z, p.items + sub, true};
+    }
 }
 
 template <bool GATHER, store_t STORE>
@@ -86,19 +108,21 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *x_
 {
     const int thread = threadIdx.x, chunk = thread & 7, first = thread >> 3;
     const uint32_t place = first * 128 + ((chunk ^ (first & 7)) << 4);
-    const int total = count_tiles(p);
+    const int total = count_items(p), stride = gridDim.x / CLUSTER;
+    const uint32_t rank = CLUSTER > 1 ? ra_cluster_rank() : 0;
     slot_t slot;
-    int4 next = tile_at(p, blockIdx.x, total);
-    for (int tile = blockIdx.x; tile < total; tile += gridDim.x) {
-        const int n = tile % p.n_tiles;
-        const int4 t = next;
-        next = tile_at(p, tile + gridDim.x, total);
-        const int halves = t.y > 64 ? 2 : 1;
+    work_t next = work_at(p, blockIdx.x / CLUSTER, total, rank);
+    for (int item = blockIdx.x / CLUSTER; item < total; item += stride) {
+        const work_t t = next;
+        next = work_at(p, item + stride, total, rank);
+        if (t.shared && t.n >= p.n_tiles)
+            continue;
+        const int halves = t.rows > 64 ? 2 : 1;
         uint32_t from[8], live = 0;
         if (GATHER) {
 #pragma unroll
             for (int i = 0; i < 8; i++) {
-                int row = i < 4 * halves ? __ldg(p.source + t.x + first + 16 * i) : -1;
+                int row = i < 4 * halves ? __ldg(p.source + t.row + first + 16 * i) : -1;
                 live |= (row >= 0 ? 1u : 0u) << i;
                 from[i] = (uint32_t)max(row, 0) * p.x_chunks + chunk;
             }
@@ -110,16 +134,22 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *x_
             const uint32_t a = shared.a + slot.index * A_BYTES, b = shared.b + slot.index * B_BYTES;
             ra_mbar_wait(shared.empty + 8 * slot.index, slot.lap ^ 1);
             if (thread == 0) {
-                const int row = STORE == STORE_SWIGLU ? n * 128 : n * 256;
-                const int next_row = STORE == STORE_SWIGLU ? row : row + 128;
                 ra_mbar_arrive_expect(full, B_BYTES + (GATHER ? 0 : halves * HALF));
-                ra_tma_load_4d(b, w_map, full, kb * BK, row, 0, t.z, ra_l2_evict_normal());
-                ra_tma_load_4d(b + B_BYTES / 2, w_map, full, kb * BK, next_row,
-                               STORE == STORE_SWIGLU, t.z, ra_l2_evict_normal());
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    const int row = STORE == STORE_SWIGLU ? t.n * 128 : t.n * 256 + 128 * h;
+                    const int part = STORE == STORE_SWIGLU ? h : 0;
+                    if (!t.shared)
+                        ra_tma_load_4d(b + h * (B_BYTES / 2), w_map, full, kb * BK, row, part,
+                                       t.group, ra_l2_evict_normal());
+                    else if (rank == h)
+                        ra_tma_multicast_4d(b + h * (B_BYTES / 2), w_map, full, kb * BK, row, part,
+                                            t.group, 3, ra_l2_evict_normal());
+                }
                 if (!GATHER)
                     for (int h = 0; h < halves; h++)
-                        ra_tma_load_4d(a + h * HALF, x_map, full, a_block * BK, t.x + 64 * h, 0, 0,
-                                       ra_l2_evict_normal());
+                        ra_tma_load_4d(a + h * HALF, x_map, full, a_block * BK, t.row + 64 * h, 0,
+                                       0, ra_l2_evict_normal());
             }
             if (GATHER) {
                 const bool inside = a_block * BK + chunk * 8 < p.k;
@@ -140,10 +170,16 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *x_
     }
 }
 
+/* The warp is done with a slot, of both CTAs: the other one's copies land here too. */
 __device__ __forceinline__ void release(uint32_t bar)
 {
-    if ((threadIdx.x & 31) == 0)
-        ra_mbar_arrive(bar);
+    const uint32_t lane = threadIdx.x & 31;
+    if (CLUSTER == 1) {
+        if (lane == 0)
+            ra_mbar_arrive(bar);
+    } else if (lane < CLUSTER) {
+        ra_mbar_arrive_cluster(bar, lane);
+    }
 }
 
 __device__ __forceinline__ float swiglu(float gate, float up)
@@ -209,14 +245,17 @@ __device__ __forceinline__ void consume(const params_t &p, const CUtensorMap *y_
 {
     const uint32_t a0 = ra_desc_k_major(shared.a + wg * HALF), b0 = ra_desc_k_major(shared.b);
     const uint32_t out = shared.out + wg * OUT_BYTES;
-    const int total = count_tiles(p), steps = p.k_blocks * p.repeat;
+    const int total = count_items(p), steps = p.k_blocks * p.repeat;
+    const int stride = gridDim.x / CLUSTER;
+    const uint32_t rank = CLUSTER > 1 ? ra_cluster_rank() : 0;
     slot_t slot;
-    int4 next = tile_at(p, blockIdx.x, total);
-    for (int tile = blockIdx.x; tile < total; tile += gridDim.x) {
-        const int n = tile % p.n_tiles;
-        const int4 t = next;
-        next = tile_at(p, tile + gridDim.x, total);
-        if (64 * wg >= t.y) {
+    work_t next = work_at(p, blockIdx.x / CLUSTER, total, rank);
+    for (int item = blockIdx.x / CLUSTER; item < total; item += stride) {
+        const work_t t = next;
+        next = work_at(p, item + stride, total, rank);
+        if (t.shared && t.n >= p.n_tiles)
+            continue;
+        if (64 * wg >= t.rows || t.n >= p.n_tiles) {
             for (int kb = 0; kb < steps; kb++) {
                 ra_mbar_wait(shared.full + 8 * slot.index, slot.lap);
                 release(shared.empty + 8 * slot.index);
@@ -249,15 +288,15 @@ __device__ __forceinline__ void consume(const params_t &p, const CUtensorMap *y_
         ra_wgmma_wait<0>();
         ra_regs_pin(d);
         release(last);
-        const int row = t.x + 64 * wg;
+        const int row = t.row + 64 * wg;
         if (STORE == STORE_SWIGLU) {
-            store_block<STORE, 0>(d, y_map, out, 1 + wg, row, n * 128, p.n);
+            store_block<STORE, 0>(d, y_map, out, 1 + wg, row, t.n * 128, p.n);
         } else if (STORE == STORE_BF16) {
-            store_block<STORE, 0>(d, y_map, out, 1 + wg, row, n * 256, p.n);
-            if (n * 256 + 128 < p.n)
-                store_block<STORE, 64>(d, y_map, out, 1 + wg, row, n * 256 + 128, p.n);
+            store_block<STORE, 0>(d, y_map, out, 1 + wg, row, t.n * 256, p.n);
+            if (t.n * 256 + 128 < p.n)
+                store_block<STORE, 64>(d, y_map, out, 1 + wg, row, t.n * 256 + 128, p.n);
         } else {
-            store_f32(p, d, row, t.x + t.y, n * 256);
+            store_f32(p, d, row, t.row + t.rows, t.n * 256);
         }
     }
     if (STORE != STORE_F32 && (threadIdx.x & 127) == 0)
@@ -265,7 +304,7 @@ __device__ __forceinline__ void consume(const params_t &p, const CUtensorMap *y_
 }
 
 template <bool GATHER, store_t STORE>
-__global__ void __launch_bounds__(THREADS, 1)
+__global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
     gemm_kernel(const __grid_constant__ params_t p, const __grid_constant__ CUtensorMap x_map,
                 const __grid_constant__ CUtensorMap w_map,
                 const __grid_constant__ CUtensorMap y_map)
@@ -279,11 +318,14 @@ __global__ void __launch_bounds__(THREADS, 1)
         ra_tma_prefetch_map(&y_map);
         for (int s = 0; s < STAGES; s++) {
             ra_mbar_init(shared.full + 8 * s, GATHER ? 129 : 1);
-            ra_mbar_init(shared.empty + 8 * s, 4 * CONSUMERS);
+            ra_mbar_init(shared.empty + 8 * s, 4 * CONSUMERS * CLUSTER);
         }
         ra_mbar_init_fence();
     }
-    __syncthreads();
+    if (CLUSTER > 1)
+        ra_cluster_sync(); /* both CTAs have barriers before either copies into the other */
+    else
+        __syncthreads();
     if (warpgroup == 0) {
         ra_regs_shrink<PRODUCER_REGS>();
         if (GATHER || threadIdx.x == 0)
@@ -292,6 +334,8 @@ __global__ void __launch_bounds__(THREADS, 1)
         ra_regs_grow<CONSUMER_REGS>();
         consume<GATHER, STORE>(p, &y_map, shared, warpgroup - 1);
     }
+    if (CLUSTER > 1)
+        ra_cluster_sync(); /* nobody leaves while the other may still arrive on its barriers */
 }
 
 /* ---- host side ----------------------------------------------------------------------------- */
@@ -378,7 +422,8 @@ ra_status_t ra_moe_sm90_gemm(const ra_moe_cuda_gemm_t *call, struct CUstream_st 
     p.k = (int32_t)call->k;
     p.k_blocks = (int32_t)((call->k + BK - 1) / BK);
     p.repeat = call->repeat > 1 ? call->repeat : 1;
-    const int64_t total = m_tiles * p.n_tiles;
+    p.items = (p.n_tiles + CLUSTER - 1) / CLUSTER;
+    const int64_t total = m_tiles * p.items;
     if (total == 0)
         return RA_OK;
     if (total > INT32_MAX)
@@ -388,7 +433,8 @@ ra_status_t ra_moe_sm90_gemm(const ra_moe_cuda_gemm_t *call, struct CUstream_st 
     const kernel_t kernel = kernel_of(call->source != nullptr, store);
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_BYTES);
     if (error == cudaSuccess) {
-        const unsigned grid = (unsigned)(total < processors ? total : processors);
+        const int64_t clusters = processors / CLUSTER;
+        const unsigned grid = (unsigned)(total < clusters ? total : clusters) * CLUSTER;
         kernel<<<grid, THREADS, SHARED_BYTES, stream>>>(p, x_map, w_map, y_map);
         error = cudaGetLastError();
     }

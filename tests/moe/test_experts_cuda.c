@@ -180,6 +180,8 @@ static void sort_once(int64_t rows, int32_t k, int32_t experts, int32_t first, i
             assert_int_equal(tiles[tile].row, at);
             assert_int_equal(tiles[tile].rows,
                              row - at < RA_MOE_TILE_ROWS ? row - at : RA_MOE_TILE_ROWS);
+            assert_int_equal(tiles[tile].pair,
+                             ra_moe_tile_pair((at - begin) / RA_MOE_TILE_ROWS, row - begin));
             assert_int_equal(tiles[tile++].group, e - first);
         }
         for (; row % RA_MOE_ROW_PAD != 0; row++) {
@@ -275,7 +277,8 @@ static void list_tiles(product_t *p, uint64_t *seed)
         for (int32_t at = begin; at < end; at += RA_MOE_TILE_ROWS) {
             int32_t left = end - at;
             p->tiles[p->tile_count++] =
-                (ra_moe_tile_t){at, left < RA_MOE_TILE_ROWS ? left : RA_MOE_TILE_ROWS, g, 0};
+                (ra_moe_tile_t){at, left < RA_MOE_TILE_ROWS ? left : RA_MOE_TILE_ROWS, g,
+                                ra_moe_tile_pair((at - begin) / RA_MOE_TILE_ROWS, group_rows[g])};
         }
         for (; p->y_rows < end || p->y_rows % RA_MOE_ROW_PAD != 0; p->y_rows++) {
             int32_t from = (int32_t)(test_random_u64(seed) % (uint64_t)p->x_rows);
