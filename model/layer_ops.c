@@ -7,6 +7,7 @@
 #include <string.h>
 #if RA_HAVE_CUDA
 #include "base/device_cuda.h"
+#include "model/head_cuda.h"
 #include "model/row_kernels_cuda.h"
 #endif
 
@@ -301,6 +302,46 @@ ra_status_t ra_op_lse_fold(const float *logits, int64_t stride, int64_t rows, in
                                .l = l,
                                .picked = picked};
     return run(&op, &args, RA_F32, rows, stream);
+}
+
+#if RA_HAVE_CUDA
+/* RA_ERR_UNSUPPORTED, unreported: no kernel takes this shape or device. */
+static ra_status_t fold_unseen(const ra_gemm_job_t *job, int64_t first, const int32_t *target,
+                               float *m, float *l, float *picked, ra_stream_t *stream)
+{
+    ra_dtype_t dtype;
+    ra_head_fold_t call = {.x = job->x,
+                           .x_stride = job->x_stride,
+                           .rows = job->rows,
+                           .channels = ra_gemm_weight_in(job->weight),
+                           .weight = ra_gemm_weight_on_device(job->weight, &dtype),
+                           .columns = ra_gemm_weight_out(job->weight),
+                           .first = first,
+                           .target = target,
+                           .m = m,
+                           .l = l,
+                           .picked = picked,
+                           .parts = job->y};
+    if (call.weight == NULL || dtype != RA_BF16 || job->x_dtype != RA_BF16) {
+        return RA_ERR_UNSUPPORTED;
+    }
+    return ra_head_sm90_fold(&call, ra_stream_cuda(stream));
+}
+#endif
+
+ra_status_t ra_op_head_fold(const ra_gemm_job_t *job, int64_t first, const int32_t *target,
+                            float *m, float *l, float *picked, ra_stream_t *stream)
+{
+    int64_t columns = ra_gemm_weight_out(job->weight);
+#if RA_HAVE_CUDA
+    ra_status_t status = fold_unseen(job, first, target, m, l, picked, stream);
+    if (status != RA_ERR_UNSUPPORTED) {
+        return status;
+    }
+#endif
+    RA_TRY(ra_gemm(job, 1, false, stream));
+    return ra_op_lse_fold(job->y, job->y_stride, job->rows, columns, first, target, m, l, picked,
+                          stream);
 }
 
 /* One formula wherever a log-probability is made, so that equal parts give equal bits. */

@@ -18,7 +18,7 @@
 #ifndef RA_MODEL_LAYER_OPS_H
 #define RA_MODEL_LAYER_OPS_H
 
-#include "base/device.h"
+#include "base/gemm.h"
 #include "base/tensor.h"
 #include <stdbool.h>
 #include <stdint.h>
@@ -103,6 +103,14 @@ ra_status_t ra_op_lse_reset(float *m, float *l, float *picked, int64_t rows, ra_
 ra_status_t ra_op_lse_fold(const float *logits, int64_t stride, int64_t rows, int64_t columns,
                            int64_t first, const int32_t *target, float *m, float *l, float *picked,
                            ra_stream_t *stream);
+
+/**
+ * Multiply rows with a block of the LM head and fold the logits as ra_op_lse_fold() does. On a GPU
+ * with a kernel for it (model/head_cuda.h) logits never reach memory.
+ * @param job    y is room for fp32 logits, y_stride = out; what it holds afterwards is unspecified.
+ */
+ra_status_t ra_op_head_fold(const ra_gemm_job_t *job, int64_t first, const int32_t *target,
+                            float *m, float *l, float *picked, ra_stream_t *stream);
 
 /**
  * logprob[i] = logit[i] - m - ln l in double, rounded once; 0 where target[i] < 0. logprob may

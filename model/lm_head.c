@@ -8,17 +8,16 @@
 #include "model/forward_plan.h"
 #include "model/layer_ops.h"
 
-/* y [n, columns] = logits of vocabulary block @a block. */
-static ra_status_t block_logits(ra_forward_t *f, int64_t block, int64_t n, float *y)
+/* y [n, columns] = logits of the normed rows for a block of the vocabulary. */
+static ra_gemm_job_t block_product(const ra_forward_t *f, const ra_gemm_weight_t *block, int64_t n,
+                                   float *y)
 {
-    const ra_gemm_weight_t *weight = ra_prepared_head(f->params.weights, block);
-    ra_gemm_job_t job = {.weight = weight,
-                         .x = f->normed,
-                         .x_stride = f->params.config->hidden_size,
-                         .rows = n,
-                         .y = y,
-                         .y_stride = ra_gemm_weight_out(weight)};
-    return ra_gemm(&job, 1, false, f->params.stream);
+    return (ra_gemm_job_t){.weight = block,
+                           .x = f->normed,
+                           .x_stride = f->params.config->hidden_size,
+                           .rows = n,
+                           .y = y,
+                           .y_stride = ra_gemm_weight_out(block)};
 }
 
 static ra_status_t norm_rows(ra_forward_t *f, int64_t begin, int64_t n)
@@ -33,12 +32,13 @@ static ra_status_t norm_rows(ra_forward_t *f, int64_t begin, int64_t n)
 static ra_status_t score_rows(ra_forward_t *f, const ra_forward_io_t *io, int64_t begin, int64_t n)
 {
     RA_TRY(norm_rows(f, begin, n));
-    int64_t first = 0, columns;
-    for (int64_t b = 0; ra_prepared_head(f->params.weights, b) != NULL; b++, first += columns) {
-        columns = ra_gemm_weight_out(ra_prepared_head(f->params.weights, b));
-        RA_TRY(block_logits(f, b, n, f->head));
-        RA_TRY(ra_op_lse_fold(f->head, columns, n, columns, first, io->target + begin, f->lse_m,
-                              f->lse_l, f->picked, f->params.stream));
+    const ra_gemm_weight_t *block;
+    int64_t first = 0;
+    for (int64_t b = 0; (block = ra_prepared_head(f->params.weights, b)) != NULL; b++) {
+        ra_gemm_job_t job = block_product(f, block, n, f->head);
+        RA_TRY(ra_op_head_fold(&job, first, io->target + begin, f->lse_m, f->lse_l, f->picked,
+                               f->params.stream));
+        first += ra_gemm_weight_out(block);
     }
     return ra_op_log_prob(f->picked, io->target + begin, f->lse_m, f->lse_l, 1, n,
                           io->logprob + begin, f->params.stream);
@@ -49,13 +49,16 @@ static ra_status_t score_rows(ra_forward_t *f, const ra_forward_io_t *io, int64_
 static ra_status_t vocabulary_row(ra_forward_t *f, const ra_forward_io_t *io)
 {
     RA_TRY(norm_rows(f, io->logits_row, 1));
-    int64_t first = 0, columns;
-    for (int64_t b = 0; ra_prepared_head(f->params.weights, b) != NULL; b++, first += columns) {
-        columns = ra_gemm_weight_out(ra_prepared_head(f->params.weights, b));
+    const ra_gemm_weight_t *block;
+    int64_t first = 0;
+    for (int64_t b = 0; (block = ra_prepared_head(f->params.weights, b)) != NULL; b++) {
+        int64_t columns = ra_gemm_weight_out(block);
         float *logits = io->next_logprob + first;
-        RA_TRY(block_logits(f, b, 1, logits));
+        ra_gemm_job_t job = block_product(f, block, 1, logits);
+        RA_TRY(ra_gemm(&job, 1, false, f->params.stream));
         RA_TRY(ra_op_lse_fold(logits, columns, 1, columns, first, NULL, f->lse_m, f->lse_l,
                               f->picked, f->params.stream));
+        first += columns;
     }
     return ra_op_log_prob(io->next_logprob, NULL, f->lse_m, f->lse_l, 0,
                           f->params.config->vocab_size, io->next_logprob, f->params.stream);
