@@ -1,10 +1,12 @@
 /**
  * @file  base/device.h
- * @brief Where memory lives and work runs: memory, copies, streams, events. Kernels are not here.
+ * @brief Where memory lives and work runs: memory, copies, streams. Kernels are not here.
  *
  * Devices are rows of one table (device.c), chosen by name. A stream is the execution context every
  * kernel takes: on the CPU it carries the thread pool and work is finished when the call returns;
- * on a GPU it is an ordered queue. Handles belong to one thread at a time.
+ * on a GPU it is an ordered queue, calls only enqueue, and a failure of a kernel shows at
+ * ra_stream_sync(). A device may be shared by threads; a stream belongs to one thread, the one that
+ * made it, whose current CUDA device it sets.
  */
 #ifndef RA_BASE_DEVICE_H
 #define RA_BASE_DEVICE_H
@@ -19,31 +21,47 @@ typedef struct ra_device ra_device_t;
 typedef struct ra_stream ra_stream_t;
 
 /**
- * Open device number @a index of kind @a name ("cpu").
+ * Open device number @a index of kind @a name ("cpu", "cuda").
  * @param pool  Threads of CPU streams; borrowed, may be NULL (the caller's thread alone).
- * @retval RA_ERR_USAGE  Unknown name (the message lists the rows) or no such device.
+ * @retval RA_ERR_USAGE        Unknown name (the message lists the rows) or no such device.
+ * @retval RA_ERR_UNSUPPORTED  The kind is known but cannot be used here; the message says why.
  */
 ra_status_t ra_device_open(const char *name, int index, ra_pool_t *pool, ra_device_t **device_p);
 /** Accepts NULL. Everything made on the device has been destroyed. */
 void ra_device_close(ra_device_t *device);
+/** Devices of kind @a name. Errors as ra_device_open(). */
+ra_status_t ra_device_count(const char *name, int *count_p);
 ra_device_kind_t ra_device_kind(const ra_device_t *device);
 const char *ra_device_name(const ra_device_t *device);
+int ra_device_index(const ra_device_t *device);
 
-/** 64-byte aligned device memory. bytes = 0 gives a valid pointer. @retval RA_ERR_NOMEM says both
- * sizes. */
+/** Device memory aligned to 64 bytes (256 on a GPU). bytes = 0 gives a valid pointer. Contents are
+ * undefined. @retval RA_ERR_NOMEM says what was asked and what was free. */
 ra_status_t ra_device_alloc(ra_device_t *device, int64_t bytes, void **memory_p);
-/** Accepts NULL. */
+/** Accepts NULL. On a GPU waits for the device. */
 void ra_device_free(ra_device_t *device, void *memory);
+/** Host memory that the device copies from and to at full rate (pinned on a GPU). */
+ra_status_t ra_device_alloc_host(ra_device_t *device, int64_t bytes, void **memory_p);
+/** Accepts NULL. */
+void ra_device_free_host(ra_device_t *device, void *memory);
 
 ra_status_t ra_stream_create(ra_device_t *device, ra_stream_t **stream_p);
 /** Accepts NULL; the stream has been synchronised. */
 void ra_stream_destroy(ra_stream_t *stream);
-/** Wait until everything queued on @a stream is done. */
+/** Wait until everything queued on @a stream is done. @retval RA_ERR_DEVICE something failed. */
 ra_status_t ra_stream_sync(ra_stream_t *stream);
-/** Copy between host and device memory, either side either kind, in stream order. */
+/**
+ * Copy between host and device memory, either side either kind, in stream order. Pageable host
+ * memory may be reused when the call returns; memory of ra_device_alloc_host() only after a
+ * ra_stream_sync().
+ */
 ra_status_t ra_stream_copy(ra_stream_t *stream, void *to, const void *from, int64_t bytes);
+/** Zero device memory in stream order. */
+ra_status_t ra_stream_zero(ra_stream_t *stream, void *to, int64_t bytes);
 /** Device the stream belongs to. */
 ra_device_t *ra_stream_device(const ra_stream_t *stream);
+/** Kind of the stream's device; @a stream NULL counts as the CPU. */
+ra_device_kind_t ra_stream_kind(const ra_stream_t *stream);
 /** Threads a CPU kernel may use; NULL means the caller alone. @a stream NULL is allowed (tests). */
 ra_pool_t *ra_stream_pool(const ra_stream_t *stream);
 

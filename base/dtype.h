@@ -5,10 +5,10 @@
 #include <stdint.h>
 #include <string.h>
 
-/** X(name, bytes, safetensors name). */
+/** X(name, bytes, safetensors name). F32 is first: a dtype that nobody set means fp32. */
 #define RA_DTYPE_MAP(X)                                                                            \
-    X(F64, 8, "F64")                                                                               \
     X(F32, 4, "F32")                                                                               \
+    X(F64, 8, "F64")                                                                               \
     X(F16, 2, "F16")                                                                               \
     X(BF16, 2, "BF16")                                                                             \
     X(I64, 8, "I64")                                                                               \

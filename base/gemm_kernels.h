@@ -12,9 +12,10 @@ struct ra_gemm_weight {
     const ra_gemm_kernel_t *kernel;
     int64_t out, in;
     ra_dtype_t dtype;
-    const void *source; /**< [out, in], borrowed */
-    void *packed;       /**< owned copy in the kernel's own order, or NULL */
-    ra_cpu_isa_t isa;   /**< the instruction set `packed` was laid out for */
+    const void *source;  /**< [out, in], borrowed; CPU rows */
+    void *packed;        /**< owned copy in the kernel's own order, or NULL; CUDA rows: [out, in] */
+    ra_device_t *device; /**< where `packed` lies; NULL: host memory */
+    ra_cpu_isa_t isa;    /**< the instruction set `packed` was laid out for */
 };
 
 /** A rectangle of one job's output, computed by one thread. */
@@ -24,16 +25,20 @@ typedef struct ra_gemm_piece {
     bool accumulate;
 } ra_gemm_piece_t;
 
+/** CPU rows have row_block, out_block, prepare (may be NULL) and run; CUDA rows have run_job. */
 struct ra_gemm_kernel {
     const char *name, *doc;
+    ra_device_kind_t device;
     bool row_invariant;
     int64_t row_block, out_block; /**< largest piece; out_block is a multiple of every panel */
-    /** Fill in packed and isa. May be NULL. */
+    /** Fill in packed and isa. */
     ra_status_t (*prepare)(ra_gemm_weight_t *weight);
     ra_status_t (*run)(const ra_gemm_piece_t *piece);
+    ra_status_t (*run_job)(const ra_gemm_job_t *job, bool accumulate, ra_stream_t *stream);
 };
 
 extern const ra_gemm_kernel_t ra_gemm_openblas, ra_gemm_packed;
+extern const ra_gemm_kernel_t ra_gemm_cublaslt, ra_gemm_cublaslt_pinned;
 
 /** One instruction set's half of the packed kernel (gemm_packed_cpu.c). */
 typedef struct ra_gemm_packed_ops {

@@ -38,11 +38,12 @@ static ra_status_t openblas_run(const ra_gemm_piece_t *piece)
         w = wide;
     }
     blasint ldw = (blasint)ra_max_i64(in, 1);
-    cblas_sgemm(
-        CblasRowMajor, CblasNoTrans, CblasTrans, (blasint)piece->row_count,
-        (blasint)piece->out_count, (blasint)in, 1.0f, job->x + piece->row_begin * job->x_stride,
-        (blasint)ra_max_i64(job->x_stride, 1), w, ldw, piece->accumulate ? 1.0f : 0.0f,
-        job->y + piece->row_begin * job->y_stride + piece->out_begin, (blasint)job->y_stride);
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (blasint)piece->row_count,
+                (blasint)piece->out_count, (blasint)in, 1.0f,
+                (const float *)job->x + piece->row_begin * job->x_stride,
+                (blasint)ra_max_i64(job->x_stride, 1), w, ldw, piece->accumulate ? 1.0f : 0.0f,
+                (float *)job->y + piece->row_begin * job->y_stride + piece->out_begin,
+                (blasint)job->y_stride);
     return RA_OK;
 }
 

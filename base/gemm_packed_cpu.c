@@ -56,7 +56,7 @@ static void run_panel(const ra_gemm_piece_t *piece, int64_t out, float *wide)
         .cols = ra_min_i64(RA_TILE_COLS, piece->out_begin + piece->out_count - out),
         .a_row = job->x_stride,
         .b_step = RA_TILE_COLS,
-        .c = job->y + piece->row_begin * job->y_stride + out,
+        .c = (float *)job->y + piece->row_begin * job->y_stride + out,
         .c_row = job->y_stride,
         .accumulate = piece->accumulate,
     };
@@ -64,7 +64,7 @@ static void run_panel(const ra_gemm_piece_t *piece, int64_t out, float *wide)
     do {
         const uint16_t *b16 = (const uint16_t *)weight->packed + panel_at + k * RA_TILE_COLS;
         tile.depth = ra_min_i64(DEPTH_BLOCK, in - k);
-        tile.a = job->x + piece->row_begin * job->x_stride + k;
+        tile.a = (const float *)job->x + piece->row_begin * job->x_stride + k;
         if (bf16 && few) {
             tile.b = b16;
             ra_tile_bf16(&tile);

@@ -36,9 +36,9 @@ static void check(bench_t *bench, const ra_tensor_t *w, const ra_gemm_job_t *job
     int64_t out = w->extent[0], in = w->extent[1];
     double *want = bench_alloc(out * (int64_t)sizeof(*want));
     for (int64_t r = 0; r < job->rows; r += job->rows / 3 + 1) {
-        ra_gemm_ref(w, job->x + r * job->x_stride, job->x_stride, 1, want);
+        ra_gemm_ref(w, (const float *)job->x + r * job->x_stride, job->x_stride, 1, want);
         for (int64_t n = 0; n < out; n++) {
-            double error = fabs((double)job->y[r * job->y_stride + n] - want[n]);
+            double error = fabs((double)((const float *)job->y)[r * job->y_stride + n] - want[n]);
             if (!(error <= (double)(in + 4) * 0x1p-23)) {
                 bench_wrong(bench, "row %lld column %lld of K %lld N %lld: error %g", (long long)r,
                             (long long)n, (long long)in, (long long)out, error);
@@ -56,8 +56,8 @@ static void measure(bench_t *bench, const char *name, const ra_tensor_t *w, cons
     int64_t out = w->extent[0], in = w->extent[1];
     const ra_gemm_kernel_t *kernel;
     ra_gemm_weight_t *weight;
-    if (ra_gemm_select(name, false, &kernel) != RA_OK ||
-        ra_gemm_weight_create(kernel, w, &weight) != RA_OK) {
+    if (ra_gemm_select(name, RA_DEVICE_CPU, false, &kernel) != RA_OK ||
+        ra_gemm_weight_create(kernel, w, RA_F32, NULL, &weight) != RA_OK) {
         exit(5);
     }
     double flops = 2.0 * (double)rows * (double)in * (double)out;

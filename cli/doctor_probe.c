@@ -109,8 +109,8 @@ static ra_status_t gemm_on(ra_stream_t *stream, const char *name, float *x, floa
     ra_gemm_weight_t *weight = NULL;
     const int64_t extent[2] = {GEMM_SIZE, GEMM_SIZE};
     ra_tensor_t view = ra_tensor_view(w, RA_F32, 2, extent);
-    RA_TRY(ra_gemm_select(name, false, &kernel));
-    RA_TRY(ra_gemm_weight_create(kernel, &view, &weight));
+    RA_TRY(ra_gemm_select(name, RA_DEVICE_CPU, false, &kernel));
+    RA_TRY(ra_gemm_weight_create(kernel, &view, RA_F32, NULL, &weight));
     ra_gemm_job_t job = {.weight = weight,
                          .x = x,
                          .x_stride = GEMM_SIZE,

@@ -56,7 +56,7 @@ static ra_status_t prepare_matrix(const ra_gemm_kernel_t *kernel, const ra_tenso
         *weight_p = NULL;
         return RA_OK;
     }
-    return ra_gemm_weight_create(kernel, view, weight_p);
+    return ra_gemm_weight_create(kernel, view, RA_F32, NULL, weight_p);
 }
 
 /* Split the experts' views the way moe/ takes them: one array of gates, of ups, of downs. */
@@ -92,7 +92,7 @@ static ra_status_t prepare_moe(const ra_model_config_t *config, const ra_layer_w
     for (int r = 0; r < expert_ranks && status == RA_OK; r++) {
         int32_t first, last;
         ra_moe_expert_range(shape.router.experts, expert_ranks, r, &first, &last);
-        status = ra_moe_weights_create(kernel, &shape, &tensors, first, last, &moe[r]);
+        status = ra_moe_weights_create(kernel, &shape, &tensors, first, last, RA_F32, NULL, &moe[r]);
     }
     free(views);
     return status;
@@ -131,7 +131,7 @@ static ra_status_t prepare_head(ra_prepared_weights_t *prepared, const ra_tensor
         int64_t extent[2] = {ra_min_i64(RA_HEAD_BLOCK, vocab - first), head->extent[1]};
         char *data = (char *)head->data + first * extent[1] * ra_dtype_bytes(head->dtype);
         ra_tensor_t block = ra_tensor_view(data, head->dtype, 2, extent);
-        RA_TRY(ra_gemm_weight_create(kernel, &block, &prepared->head[b]));
+        RA_TRY(ra_gemm_weight_create(kernel, &block, RA_F32, NULL, &prepared->head[b]));
     }
     return RA_OK;
 }

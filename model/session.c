@@ -67,7 +67,7 @@ static ra_status_t open_parts(ra_session_t *session)
     RA_TRY(resolve_options(session, &decay_factor));
     RA_TRY(ra_pool_create(options->threads, &session->pool));
     RA_TRY(ra_device_open(options->device, 0, session->pool, &session->device));
-    RA_TRY(ra_gemm_select(options->gemm_kernel, options->reproducible, &kernel));
+    RA_TRY(ra_gemm_select(options->gemm_kernel, RA_DEVICE_CPU, options->reproducible, &kernel));
     options->gemm_kernel = ra_gemm_kernel_name(kernel);
     RA_TRY(ra_model_config_load(session->model_dir, decay_factor, &session->config));
     RA_TRY(ra_model_weights_open(session->model_dir, session->config, &session->weights));

@@ -94,13 +94,13 @@ static const int64_t row_counts[] = {0, 1, 2, 3, 5, 7, 12, 13, 17, 300};
 static void check_kernel(const char *name, ra_stream_t *stream)
 {
     const ra_gemm_kernel_t *kernel;
-    assert_int_equal(ra_gemm_select(name, false, &kernel), RA_OK);
+    assert_int_equal(ra_gemm_select(name, RA_DEVICE_CPU, false, &kernel), RA_OK);
     for (size_t s = 0; s < RA_ARRAY_LEN(shapes); s++) {
         for (size_t i = 0; i < RA_ARRAY_LEN(row_counts); i++) {
             ra_dtype_t dtype = (s + i) % 2 == 0 ? RA_BF16 : RA_F32;
             problem_t p = problem_make(row_counts[i], shapes[s].out, shapes[s].in, dtype, s + i);
             ra_gemm_weight_t *weight;
-            assert_int_equal(ra_gemm_weight_create(kernel, &p.w, &weight), RA_OK);
+            assert_int_equal(ra_gemm_weight_create(kernel, &p.w, RA_F32, NULL, &weight), RA_OK);
             assert_int_equal(ra_gemm_weight_out(weight), p.out);
             assert_int_equal(ra_gemm_weight_in(weight), p.in);
             ra_gemm_job_t job = problem_job(&p, weight);
@@ -169,7 +169,8 @@ static void check_rows(const problem_t *p, const ra_gemm_weight_t *weight, const
         for (int64_t i = 0; i < n; i++) {
             memcpy(x + i * p->in, p->x + row[at + i] * p->x_stride, (size_t)p->in * 4);
         }
-        ra_gemm_job_t job = {weight, x, p->in, n, y, p->out};
+        ra_gemm_job_t job = {
+            .weight = weight, .x = x, .x_stride = p->in, .rows = n, .y = y, .y_stride = p->out};
         assert_int_equal(ra_gemm(&job, 1, false, stream), RA_OK);
         for (int64_t i = 0; i < n; i++) {
             assert_memory_equal(y + i * p->out, want + row[at + i] * p->y_stride,
@@ -185,9 +186,9 @@ static void packed_rows_keep_their_bits_in_any_company(void **state)
     (void)state;
     const ra_gemm_kernel_t *kernel;
     ra_cpu_isa_t best = ra_cpu_isa();
-    assert_int_equal(ra_gemm_select("auto", true, &kernel), RA_OK);
+    assert_int_equal(ra_gemm_select("auto", RA_DEVICE_CPU, true, &kernel), RA_OK);
     assert_string_equal(ra_gemm_kernel_name(kernel), "packed");
-    assert_int_equal(ra_gemm_select("auto", false, &kernel), RA_OK);
+    assert_int_equal(ra_gemm_select("auto", RA_DEVICE_CPU, false, &kernel), RA_OK);
     assert_string_equal(ra_gemm_kernel_name(kernel), "packed");
     engine_t one = engine_make(1), three = engine_make(3);
     for (int isa = 0; isa <= (int)best; isa++) {
@@ -195,7 +196,7 @@ static void packed_rows_keep_their_bits_in_any_company(void **state)
         for (int d = 0; d < 2; d++) {
             problem_t p = problem_make(211, 147, 530, d == 0 ? RA_BF16 : RA_F32, 99);
             ra_gemm_weight_t *weight;
-            assert_int_equal(ra_gemm_weight_create(kernel, &p.w, &weight), RA_OK);
+            assert_int_equal(ra_gemm_weight_create(kernel, &p.w, RA_F32, NULL, &weight), RA_OK);
             ra_gemm_job_t job = problem_job(&p, weight);
             assert_int_equal(ra_gemm(&job, 1, false, one.stream), RA_OK);
             int64_t row[211];
@@ -224,14 +225,15 @@ static void many_jobs_run_in_one_call(void **state)
     engine_t e = engine_make(3);
     for (size_t k = 0; k < RA_ARRAY_LEN(names); k++) {
         const ra_gemm_kernel_t *kernel;
-        assert_int_equal(ra_gemm_select(names[k], false, &kernel), RA_OK);
+        assert_int_equal(ra_gemm_select(names[k], RA_DEVICE_CPU, false, &kernel), RA_OK);
         problem_t p[JOBS];
         ra_gemm_weight_t *weight[JOBS];
         ra_gemm_job_t jobs[JOBS];
         for (int i = 0; i < JOBS; i++) {
             p[i] = problem_make(i * i * 7 % 50 * 10 % 400, 20 + 61 * i, 40 + i,
                                 i % 2 == 0 ? RA_F32 : RA_BF16, (uint64_t)i);
-            assert_int_equal(ra_gemm_weight_create(kernel, &p[i].w, &weight[i]), RA_OK);
+            assert_int_equal(ra_gemm_weight_create(kernel, &p[i].w, RA_F32, NULL, &weight[i]),
+                             RA_OK);
             jobs[i] = problem_job(&p[i], weight[i]);
         }
         assert_int_equal(ra_gemm(jobs, JOBS, false, e.stream), RA_OK);
@@ -251,10 +253,10 @@ static void a_product_over_nothing_is_zero(void **state)
     static const char *const names[] = {"openblas", "packed"};
     for (size_t k = 0; k < RA_ARRAY_LEN(names); k++) {
         const ra_gemm_kernel_t *kernel;
-        assert_int_equal(ra_gemm_select(names[k], false, &kernel), RA_OK);
+        assert_int_equal(ra_gemm_select(names[k], RA_DEVICE_CPU, false, &kernel), RA_OK);
         problem_t p = problem_make(4, 9, 0, RA_F32, 1);
         ra_gemm_weight_t *weight;
-        assert_int_equal(ra_gemm_weight_create(kernel, &p.w, &weight), RA_OK);
+        assert_int_equal(ra_gemm_weight_create(kernel, &p.w, RA_F32, NULL, &weight), RA_OK);
         ra_gemm_job_t job = problem_job(&p, weight);
         assert_int_equal(ra_gemm(&job, 1, false, NULL), RA_OK);
         check_result(&p, false, names[k]);
@@ -267,16 +269,16 @@ static void wrong_names_and_weights_are_refused(void **state)
 {
     (void)state;
     const ra_gemm_kernel_t *kernel;
-    assert_int_equal(ra_gemm_select("mkl", false, &kernel), RA_ERR_USAGE);
+    assert_int_equal(ra_gemm_select("mkl", RA_DEVICE_CPU, false, &kernel), RA_ERR_USAGE);
     assert_non_null(strstr(ra_last_error(), "mkl"));
-    assert_int_equal(ra_gemm_select("openblas", true, &kernel), RA_ERR_USAGE);
-    assert_int_equal(ra_gemm_select("packed", true, &kernel), RA_OK);
+    assert_int_equal(ra_gemm_select("openblas", RA_DEVICE_CPU, true, &kernel), RA_ERR_USAGE);
+    assert_int_equal(ra_gemm_select("packed", RA_DEVICE_CPU, true, &kernel), RA_OK);
     float data[4] = {0};
     ra_gemm_weight_t *weight = NULL;
     ra_tensor_t flat = ra_tensor_view(data, RA_F32, 1, (int64_t[]){4});
     ra_tensor_t half = ra_tensor_view(data, RA_F16, 2, (int64_t[]){2, 2});
-    assert_int_equal(ra_gemm_weight_create(kernel, &flat, &weight), RA_ERR_SHAPE);
-    assert_int_equal(ra_gemm_weight_create(kernel, &half, &weight), RA_ERR_SHAPE);
+    assert_int_equal(ra_gemm_weight_create(kernel, &flat, RA_F32, NULL, &weight), RA_ERR_SHAPE);
+    assert_int_equal(ra_gemm_weight_create(kernel, &half, RA_F32, NULL, &weight), RA_ERR_SHAPE);
     assert_null(weight);
     ra_gemm_weight_destroy(NULL);
 }

@@ -1,12 +1,11 @@
 #include "base/cpu_isa.h"
 #include "comm/ranks.h"
 #include "moe/moe.h"
-#include "tests/moe/moe_ref.h"
-#include "tests/test_support.h"
+#include "tests/moe/moe_layer.h"
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_EXPERTS = 32, PAD = 3 };
+enum { PAD = 3 };
 
 static const ra_moe_shape_t shapes[] = {
     {64, 32, 32, {16, 4, 4, 2, true, 2.5F}},
@@ -15,93 +14,26 @@ static const ra_moe_shape_t shapes[] = {
     {32, 16, 0, {5, 3, 1, 1, false, 1}},
 };
 
-typedef struct layer {
-    moe_ref_layer_t ref;
-    ra_tensor_t gate[MAX_EXPERTS], up[MAX_EXPERTS], down[MAX_EXPERTS];
-    ra_moe_tensors_t tensors;
-} layer_t;
-
-static float *random_floats(int64_t n, uint64_t *seed, float size)
-{
-    float *values = malloc((size_t)(n > 0 ? n : 1) * sizeof(*values));
-    assert_non_null(values);
-    test_fill(values, n, seed, -size, size);
-    return values;
-}
-
-static ra_tensor_t matrix(float *data, int64_t out, int64_t in)
-{
-    return ra_tensor_view(data, RA_F32, 2, (int64_t[]){out, in});
-}
-
-static layer_t *make_layer(const ra_moe_shape_t *shape)
-{
-    uint64_t seed = 11;
-    layer_t *layer = calloc(1, sizeof(*layer));
-    assert_non_null(layer);
-    moe_ref_layer_t *ref = &layer->ref;
-    int64_t hidden = shape->hidden, width = shape->expert_width, experts = shape->router.experts;
-    int64_t shared = shape->shared_width;
-    *ref = (moe_ref_layer_t){.shape = *shape,
-                             .router = random_floats(experts * hidden, &seed, 0.4F),
-                             .bias = random_floats(experts, &seed, 0.1F),
-                             .gate = random_floats(experts * width * hidden, &seed, 0.3F),
-                             .up = random_floats(experts * width * hidden, &seed, 0.3F),
-                             .down = random_floats(experts * width * hidden, &seed, 0.3F),
-                             .shared_gate = random_floats(shared * hidden, &seed, 0.3F),
-                             .shared_up = random_floats(shared * hidden, &seed, 0.3F),
-                             .shared_down = random_floats(shared * hidden, &seed, 0.3F)};
-    for (int64_t e = 0; e < experts; e++) {
-        int64_t at = e * width * hidden;
-        layer->gate[e] = matrix(ref->gate + at, width, hidden);
-        layer->up[e] = matrix(ref->up + at, width, hidden);
-        layer->down[e] = matrix(ref->down + at, hidden, width);
-    }
-    layer->tensors =
-        (ra_moe_tensors_t){.router = matrix(ref->router, experts, hidden),
-                           .expert_bias = ra_tensor_view(ref->bias, RA_F32, 1, &experts),
-                           .gate = layer->gate,
-                           .up = layer->up,
-                           .down = layer->down,
-                           .shared_gate = matrix(ref->shared_gate, shared, hidden),
-                           .shared_up = matrix(ref->shared_up, shared, hidden),
-                           .shared_down = matrix(ref->shared_down, hidden, shared)};
-    return layer;
-}
-
-static void free_layer(layer_t *layer)
-{
-    moe_ref_layer_t *ref = &layer->ref;
-    free(ref->router);
-    free(ref->bias);
-    free(ref->gate);
-    free(ref->up);
-    free(ref->down);
-    free(ref->shared_gate);
-    free(ref->shared_up);
-    free(ref->shared_down);
-    free(layer);
-}
-
 static const ra_gemm_kernel_t *gemm_named(const char *name)
 {
     const ra_gemm_kernel_t *kernel = NULL;
-    assert_int_equal(ra_gemm_select(name, false, &kernel), RA_OK);
+    assert_int_equal(ra_gemm_select(name, RA_DEVICE_CPU, false, &kernel), RA_OK);
     return kernel;
 }
 
-static ra_moe_weights_t *make_weights(layer_t *layer, const char *gemm, int32_t first, int32_t last)
+static ra_moe_weights_t *make_weights(moe_layer_t *layer, const char *gemm, int32_t first,
+                                      int32_t last)
 {
     ra_moe_weights_t *weights = NULL;
     assert_int_equal(ra_moe_weights_create(gemm_named(gemm), &layer->ref.shape, &layer->tensors,
-                                           first, last, &weights),
+                                           first, last, RA_F32, NULL, &weights),
                      RA_OK);
     return weights;
 }
 
 /* One call on one rank. y and gap are poisoned first; rows are padded by PAD floats. */
 typedef struct call {
-    layer_t *layer;
+    moe_layer_t *layer;
     const char *gemm;
     int64_t tile_rows, rows;
     const float *x;
@@ -123,7 +55,8 @@ static ra_status_t run_call(const call_t *call, ra_comm_t *comm)
     ra_moe_weights_t *weights = make_weights(call->layer, call->gemm, first, last);
     assert_int_equal(ra_device_open("cpu", 0, call->pool, &device), RA_OK);
     assert_int_equal(ra_stream_create(device, &stream), RA_OK);
-    assert_int_equal(ra_moe_plan_create(shape, call->tile_rows, device, comm, &plan), RA_OK);
+    assert_int_equal(ra_moe_plan_create(shape, call->tile_rows, RA_F32, device, comm, &plan),
+                     RA_OK);
     assert_true(ra_moe_plan_bytes(plan) > 0);
     if (!call->accumulate) {
         test_poison(call->y, call->rows * stride);
@@ -145,7 +78,7 @@ static ra_status_t run_call(const call_t *call, ra_comm_t *comm)
 }
 
 /* Compare with the oracle, row by row, where the choice of experts is not a near tie. */
-static void compare(const layer_t *layer, int64_t rows, const float *x, const float *y,
+static void compare(const moe_layer_t *layer, int64_t rows, const float *x, const float *y,
                     const float *gap)
 {
     int64_t hidden = layer->ref.shape.hidden, stride = hidden + PAD, compared = 0;
@@ -172,12 +105,12 @@ static void forward_equals_the_dense_loop(void **unused)
     static const int64_t row_counts[] = {0, 1, 5, 300};
     static const char *const gemms[] = {"openblas", "packed"};
     for (size_t s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++) {
-        layer_t *layer = make_layer(&shapes[s]);
+        moe_layer_t *layer = moe_layer_create(&shapes[s], RA_F32, RA_F32);
         for (size_t r = 0; r < sizeof(row_counts) / sizeof(row_counts[0]); r++) {
             uint64_t seed = 5;
             int64_t rows = row_counts[r], count = rows * (shapes[s].hidden + PAD);
-            float *x = random_floats(count, &seed, 1), *y = random_floats(count, &seed, 1);
-            float *gap = random_floats(rows, &seed, 1);
+            float *x = moe_random_floats(count, &seed, 1), *y = moe_random_floats(count, &seed, 1);
+            float *gap = moe_random_floats(rows, &seed, 1);
             for (size_t g = 0; g < sizeof(gemms) / sizeof(gemms[0]); g++) {
                 call_t call = {.layer = layer,
                                .gemm = gemms[g],
@@ -194,7 +127,7 @@ static void forward_equals_the_dense_loop(void **unused)
             free(y);
             free(gap);
         }
-        free_layer(layer);
+        moe_layer_destroy(layer);
     }
 }
 
@@ -202,10 +135,11 @@ static void accumulating_adds_to_what_is_there(void **unused)
 {
     (void)unused;
     uint64_t seed = 3;
-    layer_t *layer = make_layer(&shapes[0]);
+    moe_layer_t *layer = moe_layer_create(&shapes[0], RA_F32, RA_F32);
     int64_t rows = 20, stride = shapes[0].hidden + PAD, count = rows * stride;
-    float *x = random_floats(count, &seed, 1), *alone = random_floats(count, &seed, 1);
-    float *sum = random_floats(count, &seed, 1), *before = malloc((size_t)count * sizeof(float));
+    float *x = moe_random_floats(count, &seed, 1), *alone = moe_random_floats(count, &seed, 1);
+    float *sum = moe_random_floats(count, &seed, 1),
+          *before = malloc((size_t)count * sizeof(float));
     memcpy(before, sum, (size_t)count * sizeof(float));
     call_t call = {.layer = layer, .gemm = "packed", .rows = rows, .x = x, .y = alone};
     assert_int_equal(run_call(&call, NULL), RA_OK);
@@ -220,16 +154,17 @@ static void accumulating_adds_to_what_is_there(void **unused)
     free(alone);
     free(sum);
     free(before);
-    free_layer(layer);
+    moe_layer_destroy(layer);
 }
 
 static void a_row_that_is_not_finite_stays_alone(void **unused)
 {
     (void)unused;
     uint64_t seed = 3;
-    layer_t *layer = make_layer(&shapes[0]);
+    moe_layer_t *layer = moe_layer_create(&shapes[0], RA_F32, RA_F32);
     int64_t rows = 9, hidden = shapes[0].hidden, stride = hidden + PAD;
-    float *x = random_floats(rows * stride, &seed, 1), *y = random_floats(rows * stride, &seed, 1);
+    float *x = moe_random_floats(rows * stride, &seed, 1),
+          *y = moe_random_floats(rows * stride, &seed, 1);
     x[4 * stride + 7] = NAN;
     call_t call = {.layer = layer, .gemm = "packed", .rows = rows, .x = x, .y = y};
     assert_int_equal(run_call(&call, NULL), RA_OK);
@@ -240,7 +175,7 @@ static void a_row_that_is_not_finite_stays_alone(void **unused)
     }
     free(x);
     free(y);
-    free_layer(layer);
+    moe_layer_destroy(layer);
 }
 
 /* Rows of rank r of n, some ranks without any. */
@@ -275,15 +210,15 @@ static void expert_parallel(const ra_moe_shape_t *shape, int ranks, int64_t tile
                             ra_pool_t *pool)
 {
     uint64_t seed = 5;
-    layer_t *layer = make_layer(shape);
+    moe_layer_t *layer = moe_layer_create(shape, RA_F32, RA_F32);
     int64_t rows = 0;
     for (int r = 0; r < ranks; r++) {
         rows += rows_of(60, ranks, r);
     }
     int64_t count = rows * (shape->hidden + PAD);
-    float *x = random_floats(count, &seed, 1);
-    float *want = random_floats(count, &seed, 1), *want_gap = random_floats(rows, &seed, 1);
-    float *got = random_floats(count, &seed, 1), *gap = random_floats(rows, &seed, 1);
+    float *x = moe_random_floats(count, &seed, 1);
+    float *want = moe_random_floats(count, &seed, 1), *want_gap = moe_random_floats(rows, &seed, 1);
+    float *got = moe_random_floats(count, &seed, 1), *gap = moe_random_floats(rows, &seed, 1);
     call_t call = {
         .layer = layer, .gemm = "packed", .rows = rows, .x = x, .y = want, .gap = want_gap};
     assert_int_equal(run_call(&call, NULL), RA_OK);
@@ -307,7 +242,7 @@ static void expert_parallel(const ra_moe_shape_t *shape, int ranks, int64_t tile
     free(want_gap);
     free(got);
     free(gap);
-    free_layer(layer);
+    moe_layer_destroy(layer);
 }
 
 static void expert_parallel_gives_the_bits_of_replicated(void **unused)
@@ -351,15 +286,17 @@ static void every_expert_has_one_owner(void **unused)
 static void wrong_weights_are_refused_with_their_name(void **unused)
 {
     (void)unused;
-    layer_t *layer = make_layer(&shapes[0]);
+    moe_layer_t *layer = moe_layer_create(&shapes[0], RA_F32, RA_F32);
     const ra_gemm_kernel_t *gemm = gemm_named("packed");
     ra_moe_weights_t *weights = NULL;
-    layer->down[2] = matrix(layer->ref.down, 64, 31);
-    assert_int_equal(ra_moe_weights_create(gemm, &shapes[0], &layer->tensors, 0, 16, &weights),
-                     RA_ERR_SHAPE);
+    layer->down[2].extent[1] = 31;
+    assert_int_equal(
+        ra_moe_weights_create(gemm, &shapes[0], &layer->tensors, 0, 16, RA_F32, NULL, &weights),
+        RA_ERR_SHAPE);
     assert_non_null(strstr(ra_last_error(), "down of expert 2"));
-    assert_int_equal(ra_moe_weights_create(gemm, &shapes[0], &layer->tensors, 3, 17, &weights),
-                     RA_ERR_INVALID);
+    assert_int_equal(
+        ra_moe_weights_create(gemm, &shapes[0], &layer->tensors, 3, 17, RA_F32, NULL, &weights),
+        RA_ERR_INVALID);
     assert_null(weights);
 
     /* a plan that runs all experts, weights that hold some */
@@ -367,13 +304,13 @@ static void wrong_weights_are_refused_with_their_name(void **unused)
     ra_device_t *device = NULL;
     ra_moe_plan_t *plan = NULL;
     assert_int_equal(ra_device_open("cpu", 0, NULL, &device), RA_OK);
-    assert_int_equal(ra_moe_plan_create(&shapes[0], 0, device, NULL, &plan), RA_OK);
+    assert_int_equal(ra_moe_plan_create(&shapes[0], 0, RA_F32, device, NULL, &plan), RA_OK);
     ra_moe_args_t args = {.weights = weights};
     assert_int_equal(ra_moe_forward(plan, &args, NULL), RA_ERR_INVALID);
     ra_moe_plan_destroy(plan);
     ra_moe_weights_destroy(weights);
     ra_device_close(device);
-    free_layer(layer);
+    moe_layer_destroy(layer);
 }
 
 int main(void)

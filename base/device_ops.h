@@ -1,0 +1,43 @@
+/**
+ * @file  base/device_ops.h
+ * @brief What a kind of device must do. Internal to base/device*.c.
+ */
+#ifndef RA_BASE_DEVICE_OPS_H
+#define RA_BASE_DEVICE_OPS_H
+
+#include "base/device.h"
+
+/** All slots are required. Bytes are >= 0 and were checked. */
+typedef struct ra_device_ops {
+    const char *name, *doc;
+    ra_device_kind_t kind;
+    /** Devices present; a failure to look says why there are none. */
+    ra_status_t (*count)(int *count_p);
+    ra_status_t (*alloc)(ra_device_t *device, int64_t bytes, void **memory_p);
+    void (*free)(ra_device_t *device, void *memory);
+    ra_status_t (*alloc_host)(ra_device_t *device, int64_t bytes, void **memory_p);
+    void (*free_host)(ra_device_t *device, void *memory);
+    /** Fill in the members after `device`. */
+    ra_status_t (*open_stream)(ra_stream_t *stream);
+    void (*close_stream)(ra_stream_t *stream);
+    ra_status_t (*sync)(ra_stream_t *stream);
+    ra_status_t (*copy)(ra_stream_t *stream, void *to, const void *from, int64_t bytes);
+    ra_status_t (*zero)(ra_stream_t *stream, void *to, int64_t bytes);
+} ra_device_ops_t;
+
+struct ra_device {
+    const ra_device_ops_t *ops;
+    int index;
+    ra_pool_t *pool; /**< borrowed */
+};
+
+struct ra_stream {
+    ra_device_t *device; /**< borrowed */
+    void *queue;         /**< cudaStream_t */
+    void *workspace;     /**< RA_STREAM_WORKSPACE bytes for library calls, or NULL */
+};
+
+extern const ra_device_ops_t ra_device_cpu;
+extern const ra_device_ops_t ra_device_cuda;
+
+#endif
