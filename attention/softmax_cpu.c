@@ -15,8 +15,8 @@
 enum {
     TASK_FLOATS = 64 << 10, /* of queries: they and O stay in the L2 cache, one packing of keys and
                                values serves all their rows */
-    MAX_TASK_ROWS = 1024,
-    MIN_TASK_ROWS = 24, /* below, packing costs more than idle threads */
+    MAX_TASK_ROWS = 512,    /* packing costs little beyond; half the L2 cache may be another's */
+    MIN_TASK_ROWS = 24,     /* below, packing costs more than idle threads */
     TASKS_A_THREAD = 4,
     FINISH_ROWS = 64,
 };

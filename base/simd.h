@@ -14,6 +14,7 @@
 #define RA_BASE_SIMD_H
 
 #include "base/cpu_isa.h"
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -106,6 +107,13 @@ RA_INLINE vf vf_fma(vf a, vf b, vf c)
     return _mm512_fmadd_ps(a, b, c);
 }
 
+/** *a * b + c. The compiler alone would make the broadcast an instruction of its own. */
+RA_INLINE vf vf_fma_at(const float *a, vf b, vf c)
+{
+    __asm__("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(c) : "v"(b), "m"(*a));
+    return c;
+}
+
 RA_INLINE float vf_hmax(vf a)
 {
     return _mm512_reduce_max_ps(a);
@@ -139,6 +147,12 @@ RA_INLINE vm vm_and(vm a, vm b)
     return a & b;
 }
 
+/** Whether a > b in any lane. */
+RA_INLINE bool vf_any_greater(vf a, vf b)
+{
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
+}
+
 /** mask ? a : b, lane by lane. */
 RA_INLINE vf vf_select(vm mask, vf a, vf b)
 {
@@ -151,11 +165,16 @@ RA_INLINE vf vf_exp_scale(vf p, vf n, vm keep)
     return _mm512_maskz_scalef_ps(keep, p, n);
 }
 
-/** keep ? p * f : 0, where f's bits are those of t moved up by 23. */
-RA_INLINE vf vf_exp_times(vf p, vf t, vm keep)
+/** a - floor(a), which may round to 1; infinite a gives 0. */
+RA_INLINE vf vf_above_floor(vf a)
 {
-    __m512i bits = _mm512_slli_epi32(_mm512_castps_si512(t), 23);
-    return _mm512_maskz_mul_ps(keep, p, _mm512_castsi512_ps(bits));
+    return _mm512_reduce_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+}
+
+/** keep ? p * 2^floor(a) : 0, where a >= -126 wherever keep is set. */
+RA_INLINE vf vf_exp_floor(vf p, vf a, vm keep)
+{
+    return _mm512_maskz_scalef_ps(keep, p, a);
 }
 
 #elif RA_ISA_RANK == 1
@@ -232,6 +251,11 @@ RA_INLINE vf vf_fma(vf a, vf b, vf c)
     return _mm256_fmadd_ps(a, b, c);
 }
 
+RA_INLINE vf vf_fma_at(const float *a, vf b, vf c)
+{
+    return vf_fma(vf_set1(*a), b, c);
+}
+
 RA_INLINE float vf_hmax(vf a)
 {
     __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -266,6 +290,11 @@ RA_INLINE vm vm_and(vm a, vm b)
     return _mm256_and_ps(a, b);
 }
 
+RA_INLINE bool vf_any_greater(vf a, vf b)
+{
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
+}
+
 RA_INLINE vf vf_select(vm mask, vf a, vf b)
 {
     return _mm256_blendv_ps(b, a, mask);
@@ -282,9 +311,15 @@ RA_INLINE vf vf_exp_scale(vf p, vf n, vm keep)
     return _mm256_and_ps(keep, p);
 }
 
-RA_INLINE vf vf_exp_times(vf p, vf t, vm keep)
+RA_INLINE vf vf_above_floor(vf a)
 {
-    __m256i bits = _mm256_slli_epi32(_mm256_castps_si256(t), 23);
+    return _mm256_sub_ps(a, _mm256_floor_ps(a));
+}
+
+RA_INLINE vf vf_exp_floor(vf p, vf a, vm keep)
+{
+    __m256i floor = _mm256_cvtps_epi32(_mm256_floor_ps(a));
+    __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(floor, _mm256_set1_epi32(127)), 23);
     return _mm256_and_ps(keep, _mm256_mul_ps(p, _mm256_castsi256_ps(bits)));
 }
 
@@ -363,6 +398,11 @@ RA_INLINE vf vf_fma(vf a, vf b, vf c)
     return a * b + c;
 }
 
+RA_INLINE vf vf_fma_at(const float *a, vf b, vf c)
+{
+    return vf_fma(vf_set1(*a), b, c);
+}
+
 RA_INLINE vm vf_ge(vf a, vf b)
 {
     return a >= b;
@@ -376,6 +416,12 @@ RA_INLINE vm vf_not_less(vf a, vf b)
 RA_INLINE vm vm_and(vm a, vm b)
 {
     return a & b;
+}
+
+RA_INLINE bool vf_any_greater(vf a, vf b)
+{
+    vm greater = a > b;
+    return (greater[0] | greater[1] | greater[2] | greater[3]) != 0;
 }
 
 RA_INLINE vf vf_select(vm mask, vf a, vf b)
@@ -414,10 +460,24 @@ RA_INLINE vf vf_exp_scale(vf p, vf n, vm keep)
     return (vf)(keep & (vm)(p * (vf)((half + 127) << 23) * (vf)((rest + 127) << 23)));
 }
 
-RA_INLINE vf vf_exp_times(vf p, vf t, vm keep)
+/* Adding and subtracting 1.5 * 2^23 rounds to nearest. */
+RA_INLINE vf generic_floor(vf a)
+{
+    vf magic = {0x1.8p23f, 0x1.8p23f, 0x1.8p23f, 0x1.8p23f}, one = {1.0f, 1.0f, 1.0f, 1.0f};
+    vf nearest = (a + magic) - magic;
+    return nearest - (vf)((vm)one & (nearest > a));
+}
+
+RA_INLINE vf vf_above_floor(vf a)
+{
+    return a - generic_floor(a);
+}
+
+RA_INLINE vf vf_exp_floor(vf p, vf a, vm keep)
 {
     typedef uint32_t bits __attribute__((vector_size(16)));
-    return (vf)(keep & (vm)(p * (vf)((bits)t << 23)));
+    vm floor = __builtin_convertvector(vf_select(keep, generic_floor(a), a - a), vm);
+    return (vf)(keep & (vm)(p * (vf)(((bits)floor + 127) << 23)));
 }
 
 #endif
@@ -453,26 +513,47 @@ RA_INLINE vf vf_exp_below_88(vf x)
 }
 
 /**
- * e^x for x <= 0, in fewer operations: within 4e-7 + 2e-8 |x| relative, + 8e-8 |x| where vf_fma
- * rounds twice. exp(0) = 1 exactly; below -87.33 and at -inf exactly 0; NaN stays NaN.
+ * e^x for x <= 0, in fewer operations: within 2e-7 + 8e-8 |x| relative. exp(0) = 1 exactly; below
+ * -87.34 and at -inf exactly 0; NaN stays NaN.
  *
- * x log2 e = n + r, |r| <= 1/2: n + 127 appears in the low bits of t, where it is the exponent of
- * 2^n; 2^r = 1 + r g(r), g of least largest relative error (1.1e-7 with rounded coefficients).
+ * y = x log2 e = n + r, n = floor(y); 2^r = 1 + r g(r) on [0, 1], g of least largest relative error
+ * (1.5e-7 with rounded coefficients and steps).
+ * Of n <= 8 vectors side by side: one after the other they wait for their own multiply-adds.
  */
+RA_INLINE void vf_exp_negative_each(vf *x, const int n)
+{
+    static const float g[6] = {0x1.e974fap-10f, 0x1.277856p-7f, 0x1.c91ce6p-5f,
+                               0x1.ebdb56p-3f,  0x1.62e4bap-1f, 1.0f};
+
+    vf r[8], p[8];
+
+    RA_UNROLL
+    for (int i = 0; i < n; i++) {
+        x[i] = vf_mul(x[i], vf_set1(0x1.715476p+0f));
+    }
+    RA_UNROLL
+    for (int i = 0; i < n; i++) {
+        r[i] = vf_above_floor(x[i]);
+        p[i] = vf_set1(g[0]);
+    }
+    RA_UNROLL
+    for (int k = 1; k < 6; k++) {
+        RA_UNROLL
+        for (int i = 0; i < n; i++) {
+            p[i] = vf_fma(p[i], r[i], vf_set1(g[k]));
+        }
+    }
+    RA_UNROLL
+    for (int i = 0; i < n; i++) {
+        x[i] = vf_exp_floor(p[i], x[i], vf_not_less(x[i], vf_set1(-126.0f)));
+    }
+}
+
+/** The same of one vector. */
 RA_INLINE vf vf_exp_negative(vf x)
 {
-    const vf magic = vf_set1(0x1.8p23f + 127.0f), log2e = vf_set1(0x1.715476p+0f);
-
-    vm keep = vf_not_less(x, vf_set1(-87.336544f));
-    vf t = vf_fma(x, log2e, magic);
-    vf r = vf_fma(x, log2e, vf_sub(magic, t));
-    vf p = vf_set1(0x1.5bba14p-10f);
-    p = vf_fma(p, r, vf_set1(0x1.3cea88p-7f));
-    p = vf_fma(p, r, vf_set1(0x1.c6b752p-5f));
-    p = vf_fma(p, r, vf_set1(0x1.ebf9bcp-3f));
-    p = vf_fma(p, r, vf_set1(0x1.62e42ap-1f));
-    p = vf_fma(p, r, vf_set1(1.0f));
-    return vf_exp_times(p, t, keep);
+    vf_exp_negative_each(&x, 1);
+    return x;
 }
 
 /** The same as vf_exp_below_88() for every x: +inf above 88.73. */
