@@ -22,10 +22,10 @@
  * transfers that need each other on both sides (a ring step) as one group, post the transfers of a
  * pair in the same order on both sides, and send to themselves within one group only.
  *
- * Kernels that hold all multiprocessors. Where ra_comm_uses_kernels() the transfers are kernels
- * too: what such a compute kernel waits for must have been posted before it is launched, and so
- * must everything that its peers wait for, or some multiprocessors must be left free. Copy engines
- * need none; a transfer posted after the launch still starts after the kernel.
+ * Kernels that hold all multiprocessors. What such a kernel waits for at a gate, and whatever its
+ * peers wait for, must have been posted before it is launched: a transfer posted later starts after
+ * it. Where ra_comm_uses_kernels() the transfers need multiprocessors themselves, so some must be
+ * left free as well. Copy engines need none between GPUs; between ranks that share one a copy may.
  *
  * A communicator handle belongs to one rank and is used by that rank's thread; only ra_comm_abort()
  * may be called from any thread. Posted memory belongs to the transport until its request
