@@ -430,8 +430,10 @@ static void bad_arguments_are_refused(void **unused)
     assert_int_equal(ra_linear_forward(kernel, &p.args, NULL), RA_ERR_SHAPE);
     assert_int_equal(ra_linear_select("nosuch", RA_DEVICE_CPU, &p.args, &kernel),
                      RA_ERR_UNSUPPORTED);
-    assert_int_equal(ra_linear_select("auto", RA_DEVICE_CUDA, &p.args, &kernel),
-                     RA_ERR_UNSUPPORTED);
+    assert_int_equal(ra_linear_select("cpu", RA_DEVICE_CUDA, &p.args, &kernel), RA_ERR_UNSUPPORTED);
+    p.args.dtype = RA_BF16;
+    assert_int_equal(ra_linear_select("auto", RA_DEVICE_CPU, &p.args, &kernel), RA_ERR_UNSUPPORTED);
+    p.args.dtype = RA_F32;
     p.args.heads = 0;
     assert_int_equal(ra_linear_select("auto", RA_DEVICE_CPU, &p.args, &kernel), RA_ERR_SHAPE);
     unmake(&p);

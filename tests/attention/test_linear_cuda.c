@@ -591,6 +591,37 @@ static void a_summary_carries_any_state_over_its_segment(void **unused)
     unmake(&p);
 }
 
+static void the_table_prefers_the_hopper_kernel(void **unused)
+{
+    (void)unused;
+    need(9);
+    problem_t direct, by_table;
+    const ra_linear_kernel_t *kernel;
+    ra_device_t *gpu;
+    ra_stream_t *stream;
+    assert_int_equal(ra_device_open("cuda", 0, NULL, &gpu), RA_OK);
+    assert_int_equal(ra_stream_create(gpu, &stream), RA_OK);
+    make(&direct, &hopper_shapes[5], RA_BF16);
+    make(&by_table, &hopper_shapes[5], RA_BF16);
+    launch(&direct, true, false);
+    assert_int_equal(ra_linear_select("auto", RA_DEVICE_CUDA, &by_table.gpu, &kernel), RA_OK);
+    assert_string_equal(ra_linear_kernel_name(kernel), "sm90");
+    assert_int_equal(ra_linear_forward(kernel, &by_table.gpu, stream), RA_OK);
+    assert_int_equal(ra_stream_sync(stream), RA_OK);
+    float *a = get(direct.d_o, direct.o_count, RA_BF16);
+    float *b = get(by_table.d_o, by_table.o_count, RA_BF16);
+    assert_same_bits(a, b, direct.o_count, "o");
+    by_table.gpu.dtype = RA_F32;
+    assert_int_equal(ra_linear_select("auto", RA_DEVICE_CUDA, &by_table.gpu, &kernel), RA_OK);
+    assert_string_equal(ra_linear_kernel_name(kernel), "cuda");
+    free(a);
+    free(b);
+    unmake(&direct);
+    unmake(&by_table);
+    ra_stream_destroy(stream);
+    ra_device_close(gpu);
+}
+
 static void what_the_hopper_kernel_lacks_is_refused(void **unused)
 {
     (void)unused;
@@ -618,8 +649,12 @@ static void what_the_hopper_kernel_lacks_is_refused(void **unused)
     unmake(&p);
 }
 
-int main(void)
+/* An argument picks tests by name ("the_*"), for a sanitizer. */
+int main(int count, char **words)
 {
+    if (count > 1) {
+        cmocka_set_test_filter(words[1]);
+    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_complete_kernel_matches_the_oracle),
         cmocka_unit_test(the_hopper_kernel_matches_the_oracle),
@@ -630,6 +665,7 @@ int main(void)
         cmocka_unit_test(a_segment_does_not_see_its_neighbours),
         cmocka_unit_test(an_empty_segment_passes_its_state_on),
         cmocka_unit_test(a_summary_carries_any_state_over_its_segment),
+        cmocka_unit_test(the_table_prefers_the_hopper_kernel),
         cmocka_unit_test(what_the_hopper_kernel_lacks_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
