@@ -59,33 +59,6 @@ static __device__ __forceinline__ void ra_mbar_wait(uint32_t bar, uint32_t parit
                  : "memory");
 }
 
-/** Arrive on the barrier at the same place in CTA @a rank of the cluster. */
-static __device__ __forceinline__ void ra_mbar_arrive_cluster(uint32_t bar, uint32_t rank)
-{
-    asm volatile("{\n"
-                 ".reg .b32 remote;\n"
-                 "mapa.shared::cluster.u32 remote, %0, %1;\n"
-                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
-                 "}\n" ::"r"(bar),
-                 "r"(rank)
-                 : "memory");
-}
-
-/* ---- clusters ------------------------------------------------------------------------------ */
-
-static __device__ __forceinline__ uint32_t ra_cluster_rank(void)
-{
-    uint32_t rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-
-/** Every thread of every CTA of the cluster. */
-static __device__ __forceinline__ void ra_cluster_sync(void)
-{
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-}
-
 /* ---- named barriers ------------------------------------------------------------------------ */
 
 static __device__ __forceinline__ void ra_bar_sync(int id, int threads)
@@ -152,20 +125,6 @@ static __device__ __forceinline__ void ra_tma_load_4d(uint32_t shared, const CUt
                  ".L2::cache_hint [%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(shared),
                  "l"(map), "r"(bar), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "l"(policy)
                  : "memory");
-}
-
-/** The same into the CTAs of @a mask of the cluster, each at the same place, each with its own
- * barrier. */
-static __device__ __forceinline__ void ra_tma_multicast_4d(uint32_t shared, const CUtensorMap *map,
-                                                           uint32_t bar, int c0, int c1, int c2,
-                                                           int c3, uint16_t mask, uint64_t policy)
-{
-    asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-        ".multicast::cluster.L2::cache_hint [%0], [%1, {%3, %4, %5, %6}], [%2], %7, %8;" ::"r"(
-            shared),
-        "l"(map), "r"(bar), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "h"(mask), "l"(policy)
-        : "memory");
 }
 
 /** Store the box at (c0, c1) from @a shared, clipped to the map; see ra_bulk_commit(). */

@@ -122,8 +122,7 @@ void run_case(const case_t &c, cublasHandle_t handle, stopwatch_t &watch)
     for (int e = 0; e < c.experts; e++) {
         begin.push_back((int)source.size());
         for (int at = 0; at < rows[e]; at += RA_MOE_TILE_ROWS)
-            tiles.push_back({begin[e] + at, std::min((int)RA_MOE_TILE_ROWS, rows[e] - at), e,
-                             ra_moe_tile_pair(at / RA_MOE_TILE_ROWS, rows[e])});
+            tiles.push_back({begin[e] + at, std::min((int)RA_MOE_TILE_ROWS, rows[e] - at), e, 0});
         for (int r = 0; r < rows[e] || source.size() % RA_MOE_ROW_PAD; r++)
             source.push_back(r < rows[e] ? 1 : -1);
         useful += rows[e];

@@ -38,28 +38,10 @@ struct CUstream_st;
 
 enum { RA_MOE_TILE_ROWS = 128, RA_MOE_ROW_PAD = 64 };
 
-/**
- * Rows [row, row + rows) of one group (expert); rows <= RA_MOE_TILE_ROWS. The tiles of a group are
- * neighbours in order, and two by two share their reads of the weights, see ra_moe_tile_pair().
- */
+/** Rows [row, row + rows) of one group (expert); rows <= RA_MOE_TILE_ROWS. */
 typedef struct ra_moe_tile {
-    int32_t row, rows, group, pair;
+    int32_t row, rows, group, unused;
 } ra_moe_tile_t;
-
-#ifdef __CUDACC__
-#define RA_MOE_HOST_DEVICE __host__ __device__
-#else
-#define RA_MOE_HOST_DEVICE
-#endif
-
-/** Field pair of tile @a index of a group of @a rows rows. Bits 0, 1: 0 alone, 1 first, 2 second of
- * two; from bit 8: rows of the second. */
-static inline RA_MOE_HOST_DEVICE int32_t ra_moe_tile_pair(int32_t index, int32_t rows)
-{
-    int32_t second = rows - ((index | 1) * RA_MOE_TILE_ROWS);
-    second = second < RA_MOE_TILE_ROWS ? second : RA_MOE_TILE_ROWS;
-    return second <= 0 ? 0 : second << 8 | (1 + (index & 1));
-}
 
 /**
  * The choices of ra_router_select(), row by row on the device: the same experts, weights and gap

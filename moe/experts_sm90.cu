@@ -6,7 +6,8 @@
  * engine or, when gathered, by 16-byte copies of its 128 threads; each further warpgroup multiplies
  * 64 rows. With swiglu the 256 weight rows are 128 gates and their 128 ups, so that both meet in
  * one thread. A tile of at most 64 rows leaves the second warpgroup idle, and the first the whole
- * tensor cores.
+ * tensor cores. The second starts a tile SKEW slices behind the first, so that each one's results
+ * leave under the other's products.
  */
 extern "C" { /* C headers without a C++ guard of their own */
 #include "base/status.h"
@@ -20,15 +21,16 @@ namespace
 
 enum store_t { STORE_SWIGLU, STORE_BF16, STORE_F32 };
 
-#ifndef RA_MOE_CLUSTER
-#define RA_MOE_CLUSTER 1
+#ifndef RA_MOE_SKEW
+#define RA_MOE_SKEW 2
 #endif
-constexpr int CLUSTER = RA_MOE_CLUSTER;
+constexpr int SKEW = RA_MOE_SKEW;
 constexpr int BM = RA_MOE_TILE_ROWS, BN = 256, BK = 64, STAGES = 4, CONSUMERS = 2;
 constexpr int THREADS = 128 * (1 + CONSUMERS);
 constexpr int HALF = 64 * BK * 2; /* bytes of a box of 64 rows */
 constexpr int A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2, OUT_BYTES = 2 * HALF;
 constexpr int SHARED_BYTES = STAGES * (A_BYTES + B_BYTES) + CONSUMERS * OUT_BYTES + 2 * STAGES * 8;
+constexpr int SKEW_BAR = 1 + CONSUMERS;
 constexpr int PRODUCER_REGS = 40, CONSUMER_REGS = 232;
 static_assert(BM == CONSUMERS * RA_MOE_ROW_PAD, "a warpgroup stores one pad unit");
 
@@ -42,7 +44,6 @@ struct params_t {
     int64_t y_stride;
     int32_t rows; /* without tiles */
     int32_t n, n_tiles, k, k_blocks, repeat;
-    int32_t items; /* of a tile: n_tiles shared by the CTAs of a cluster */
 };
 
 struct shared_t {
@@ -68,38 +69,25 @@ struct slot_t {
     }
 };
 
-/* A CTA's share of an item of a cluster. */
 struct work_t {
     int row, rows, group, n;
-    bool shared; /* both CTAs use the same weights */
 };
 
 __device__ __forceinline__ int count_items(const params_t &p)
 {
-    return p.items * (p.tiles ? __ldg(p.tile_count) : (p.rows + BM - 1) / BM);
+    return p.n_tiles * (p.tiles ? __ldg(p.tile_count) : (p.rows + BM - 1) / BM);
 }
 
-/* Asked for one item ahead. */
-__device__ __forceinline__ work_t work_at(const params_t &p, int item, int total, uint32_t rank)
+/* Asked for one item ahead. Neighbours in time share rows of x. */
+__device__ __forceinline__ work_t work_at(const params_t &p, int item, int total)
 {
-    const int m = item / p.items, sub = item - m * p.items;
-    int4 t = make_int4(m * BM, min(BM, p.rows - m * BM), 0, 0);
+    const int m = item / p.n_tiles, n = item - m * p.n_tiles;
     if (item >= total)
-        return work_t{0, 0, 0, 0, false};
-    if (p.tiles)
-        t = __ldg(reinterpret_cast<const int4 *>(p.tiles + m));
-    else
-        t.w = ra_moe_tile_pair(m, p.rows);
-    if (CLUSTER == 1)
-        return work_t{t.x, t.y, t.z, sub, false};
-    switch (t.w & 3) {
-    case 0:
-        return work_t{t.x, t.y, t.z, 2 * sub + (int)rank, false};
-    case 1:
-        return work_t{rank ? t.x + BM : t.x, rank ? t.w >> 8 : BM, t.z, sub, true};
-    default:
-        return work_t{rank ? t.x : t.x - BM, rank ? t.y : BM, t.z, p.items + sub, true};
-    }
+        return work_t{0, 0, 0, 0};
+    if (!p.tiles)
+        return work_t{m * BM, min(BM, p.rows - m * BM), 0, n};
+    const int4 t = __ldg(reinterpret_cast<const int4 *>(p.tiles + m));
+    return work_t{t.x, t.y, t.z, n};
 }
 
 template <bool GATHER, store_t STORE>
@@ -108,15 +96,12 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *x_
 {
     const int thread = threadIdx.x, chunk = thread & 7, first = thread >> 3;
     const uint32_t place = first * 128 + ((chunk ^ (first & 7)) << 4);
-    const int total = count_items(p), stride = gridDim.x / CLUSTER;
-    const uint32_t rank = CLUSTER > 1 ? ra_cluster_rank() : 0;
+    const int total = count_items(p);
     slot_t slot;
-    work_t next = work_at(p, blockIdx.x / CLUSTER, total, rank);
-    for (int item = blockIdx.x / CLUSTER; item < total; item += stride) {
+    work_t next = work_at(p, blockIdx.x, total);
+    for (int item = blockIdx.x; item < total; item += gridDim.x) {
         const work_t t = next;
-        next = work_at(p, item + stride, total, rank);
-        if (t.shared && t.n >= p.n_tiles)
-            continue;
+        next = work_at(p, item + gridDim.x, total);
         const int halves = t.rows > 64 ? 2 : 1;
         uint32_t from[8], live = 0;
         if (GATHER) {
@@ -139,12 +124,8 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *x_
                 for (int h = 0; h < 2; h++) {
                     const int row = STORE == STORE_SWIGLU ? t.n * 128 : t.n * 256 + 128 * h;
                     const int part = STORE == STORE_SWIGLU ? h : 0;
-                    if (!t.shared)
-                        ra_tma_load_4d(b + h * (B_BYTES / 2), w_map, full, kb * BK, row, part,
-                                       t.group, ra_l2_evict_normal());
-                    else if (rank == h)
-                        ra_tma_multicast_4d(b + h * (B_BYTES / 2), w_map, full, kb * BK, row, part,
-                                            t.group, 3, ra_l2_evict_normal());
+                    ra_tma_load_4d(b + h * (B_BYTES / 2), w_map, full, kb * BK, row, part, t.group,
+                                   ra_l2_evict_normal());
                 }
                 if (!GATHER)
                     for (int h = 0; h < halves; h++)
@@ -170,16 +151,10 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *x_
     }
 }
 
-/* The warp is done with a slot, of both CTAs: the other one's copies land here too. */
 __device__ __forceinline__ void release(uint32_t bar)
 {
-    const uint32_t lane = threadIdx.x & 31;
-    if (CLUSTER == 1) {
-        if (lane == 0)
-            ra_mbar_arrive(bar);
-    } else if (lane < CLUSTER) {
-        ra_mbar_arrive_cluster(bar, lane);
-    }
+    if ((threadIdx.x & 31) == 0)
+        ra_mbar_arrive(bar);
 }
 
 __device__ __forceinline__ float swiglu(float gate, float up)
@@ -246,16 +221,12 @@ __device__ __forceinline__ void consume(const params_t &p, const CUtensorMap *y_
     const uint32_t a0 = ra_desc_k_major(shared.a + wg * HALF), b0 = ra_desc_k_major(shared.b);
     const uint32_t out = shared.out + wg * OUT_BYTES;
     const int total = count_items(p), steps = p.k_blocks * p.repeat;
-    const int stride = gridDim.x / CLUSTER;
-    const uint32_t rank = CLUSTER > 1 ? ra_cluster_rank() : 0;
     slot_t slot;
-    work_t next = work_at(p, blockIdx.x / CLUSTER, total, rank);
-    for (int item = blockIdx.x / CLUSTER; item < total; item += stride) {
+    work_t next = work_at(p, blockIdx.x, total);
+    for (int item = blockIdx.x; item < total; item += gridDim.x) {
         const work_t t = next;
-        next = work_at(p, item + stride, total, rank);
-        if (t.shared && t.n >= p.n_tiles)
-            continue;
-        if (64 * wg >= t.rows || t.n >= p.n_tiles) {
+        next = work_at(p, item + gridDim.x, total);
+        if (64 * wg >= t.rows) {
             for (int kb = 0; kb < steps; kb++) {
                 ra_mbar_wait(shared.full + 8 * slot.index, slot.lap);
                 release(shared.empty + 8 * slot.index);
@@ -265,6 +236,10 @@ __device__ __forceinline__ void consume(const params_t &p, const CUtensorMap *y_
         }
         float d[128];
         uint32_t last = 0;
+        /* The first is at most STAGES slices ahead, so it does not arrive twice for one wait. */
+        const bool skewed = SKEW > 0 && t.rows > 64 && steps >= STAGES;
+        if (skewed && wg == 1)
+            ra_bar_sync(SKEW_BAR, 256);
 #pragma unroll 1
         for (int kb = 0; kb < steps; kb++) {
             ra_mbar_wait(shared.full + 8 * slot.index, slot.lap);
@@ -281,6 +256,8 @@ __device__ __forceinline__ void consume(const params_t &p, const CUtensorMap *y_
                 ra_wgmma_wait<1>();
                 release(last);
             }
+            if (skewed && wg == 0 && kb == SKEW)
+                ra_bar_arrive(SKEW_BAR, 256);
             ra_regs_pin(d);
             last = shared.empty + 8 * slot.index;
             slot.next();
@@ -304,7 +281,7 @@ __device__ __forceinline__ void consume(const params_t &p, const CUtensorMap *y_
 }
 
 template <bool GATHER, store_t STORE>
-__global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
+__global__ void __launch_bounds__(THREADS, 1)
     gemm_kernel(const __grid_constant__ params_t p, const __grid_constant__ CUtensorMap x_map,
                 const __grid_constant__ CUtensorMap w_map,
                 const __grid_constant__ CUtensorMap y_map)
@@ -318,14 +295,11 @@ __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
         ra_tma_prefetch_map(&y_map);
         for (int s = 0; s < STAGES; s++) {
             ra_mbar_init(shared.full + 8 * s, GATHER ? 129 : 1);
-            ra_mbar_init(shared.empty + 8 * s, 4 * CONSUMERS * CLUSTER);
+            ra_mbar_init(shared.empty + 8 * s, 4 * CONSUMERS);
         }
         ra_mbar_init_fence();
     }
-    if (CLUSTER > 1)
-        ra_cluster_sync(); /* both CTAs have barriers before either copies into the other */
-    else
-        __syncthreads();
+    __syncthreads();
     if (warpgroup == 0) {
         ra_regs_shrink<PRODUCER_REGS>();
         if (GATHER || threadIdx.x == 0)
@@ -334,8 +308,6 @@ __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
         ra_regs_grow<CONSUMER_REGS>();
         consume<GATHER, STORE>(p, &y_map, shared, warpgroup - 1);
     }
-    if (CLUSTER > 1)
-        ra_cluster_sync(); /* nobody leaves while the other may still arrive on its barriers */
 }
 
 /* ---- host side ----------------------------------------------------------------------------- */
@@ -422,8 +394,7 @@ ra_status_t ra_moe_sm90_gemm(const ra_moe_cuda_gemm_t *call, struct CUstream_st 
     p.k = (int32_t)call->k;
     p.k_blocks = (int32_t)((call->k + BK - 1) / BK);
     p.repeat = call->repeat > 1 ? call->repeat : 1;
-    p.items = (p.n_tiles + CLUSTER - 1) / CLUSTER;
-    const int64_t total = m_tiles * p.items;
+    const int64_t total = m_tiles * p.n_tiles;
     if (total == 0)
         return RA_OK;
     if (total > INT32_MAX)
@@ -433,8 +404,7 @@ ra_status_t ra_moe_sm90_gemm(const ra_moe_cuda_gemm_t *call, struct CUstream_st 
     const kernel_t kernel = kernel_of(call->source != nullptr, store);
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_BYTES);
     if (error == cudaSuccess) {
-        const int64_t clusters = processors / CLUSTER;
-        const unsigned grid = (unsigned)(total < clusters ? total : clusters) * CLUSTER;
+        const unsigned grid = (unsigned)(total < processors ? total : processors);
         kernel<<<grid, THREADS, SHARED_BYTES, stream>>>(p, x_map, w_map, y_map);
         error = cudaGetLastError();
     }

@@ -10,9 +10,10 @@
  * Symbols   E experts, k experts a token, hidden, width = an expert's inner size. Weights are
  * stored [out, in]: gate and up [width, hidden], down [hidden, width], BF16 or F32.
  *
- * Who owns what: a weights object belongs to one layer and holds GEMM handles for the experts
- * [first, last) and the shared expert; it is read only and may be used by several ranks at once. A
- * plan belongs to one rank; it owns every buffer and serves all layers of that shape.
+ * Who owns what: a weights object belongs to one layer and one device and holds the experts
+ * [first, last) and the shared expert prepared for it; it is read only and may be used by several
+ * ranks of that device at once. A plan belongs to one rank; it owns every buffer and serves all
+ * layers of that shape.
  *
  * Expert parallel: with a communicator of N > 1 ranks, rank r runs the experts of
  * ra_moe_expert_range(E, N, r) for everybody. Tokens travel once to each rank that runs one of
@@ -22,10 +23,16 @@
  * buffers stay O(tile_rows x k x hidden) a rank whatever the routing; a rank that has run out of
  * rows keeps taking part.
  *
- * Numerics  fp32 activations and sums. A row's bits depend on the row and the weights only, given a
- * row-invariant GEMM kernel. A non-finite logit never crashes and never hides: see moe/router.h.
- * Source    DeepSeek-V3 (arXiv 2412.19437) section 2.1.2 for the router; GShard (arXiv 2006.16668)
- * for expert parallelism.
+ * Numerics
+ *   cpu         fp32 activations and sums. A row's bits depend on the row and the weights only,
+ *               given a row-invariant GEMM kernel.
+ *   cuda, F32   the same, without tensor cores; weights widened to fp32.
+ *   cuda, BF16  x and weights bf16, router logits and all sums fp32; the inner activations
+ *               SiLU(gate) * up and each expert's result are rounded to bf16; y fp32. A router
+ * given in fp32 keeps its precision (three bf16 parts). A row's bits depend on the row and the
+ * weights only, on any number of ranks. A non-finite logit never crashes and never hides: see
+ * moe/router.h. Source    DeepSeek-V3 (arXiv 2412.19437) section 2.1.2 for the router; GShard
+ * (arXiv 2006.16668) for expert parallelism.
  */
 #ifndef RA_MOE_MOE_H
 #define RA_MOE_MOE_H
@@ -63,12 +70,17 @@ typedef struct ra_moe_tensors {
 typedef struct ra_moe_weights ra_moe_weights_t;
 
 /**
- * Prepare one layer for @a kernel, experts [first, last) only.
+ * Prepare one layer, experts [first, last) only.
+ * @param kernel   CPU: of the products. Elsewhere unused, may be NULL.
+ * @param x_dtype  Activations the layer will get. CPU: F32.
+ * @param stream   CPU: may be NULL, and the tensors' memory must outlive the weights. CUDA: its
+ *                 device gets copies in x_dtype; the tensors may go after ra_stream_sync().
  * @retval RA_ERR_SHAPE  a tensor's extents differ from @a shape, or the shape is impossible; the
- * message names the tensor.
+ * message names the tensor. RA_ERR_NOMEM, RA_ERR_UNSUPPORTED (dtype).
  */
 ra_status_t ra_moe_weights_create(const ra_gemm_kernel_t *kernel, const ra_moe_shape_t *shape,
                                   const ra_moe_tensors_t *tensors, int32_t first, int32_t last,
+                                  ra_dtype_t x_dtype, ra_stream_t *stream,
                                   ra_moe_weights_t **weights_p);
 /** Accepts NULL. */
 void ra_moe_weights_destroy(ra_moe_weights_t *weights);
@@ -76,11 +88,14 @@ void ra_moe_weights_destroy(ra_moe_weights_t *weights);
 typedef struct ra_moe_plan ra_moe_plan_t;
 
 /**
- * @param tile_rows  Tokens in flight over all ranks together; 0 chooses. Buffers grow with it.
- * @param comm       Borrowed; NULL or one rank: every expert runs here.
+ * @param tile_rows  Tokens in flight over all ranks together; 0 chooses. Buffers grow with it, and
+ *                   on a GPU speed does: an expert's weights are read once a tile.
+ * @param x_dtype    Of the activations: F32, or BF16 on CUDA.
+ * @param comm       Borrowed; NULL or one rank: every expert runs here. On CUDA attached to the
+ *                   stream that will run the layer.
  */
-ra_status_t ra_moe_plan_create(const ra_moe_shape_t *shape, int64_t tile_rows, ra_device_t *device,
-                               ra_comm_t *comm, ra_moe_plan_t **plan_p);
+ra_status_t ra_moe_plan_create(const ra_moe_shape_t *shape, int64_t tile_rows, ra_dtype_t x_dtype,
+                               ra_device_t *device, ra_comm_t *comm, ra_moe_plan_t **plan_p);
 /** Accepts NULL. */
 void ra_moe_plan_destroy(ra_moe_plan_t *plan);
 /** Bytes of the plan's buffers. */
@@ -89,8 +104,8 @@ int64_t ra_moe_plan_bytes(const ra_moe_plan_t *plan);
 typedef struct ra_moe_args {
     const ra_moe_weights_t *weights; /**< covers at least the experts that this rank runs */
     int64_t rows;                    /**< may be 0, and may differ between ranks */
-    const float *x;                  /**< [rows, hidden] */
-    int64_t x_stride;                /**< floats between rows */
+    const void *x;                   /**< [rows, hidden] of the plan's x_dtype */
+    int64_t x_stride;                /**< elements between rows */
     float *y;                        /**< [rows, hidden]; does not overlap x */
     int64_t y_stride;
     bool accumulate; /**< y += result (a residual stream) instead of y = result */
@@ -98,9 +113,10 @@ typedef struct ra_moe_args {
 } ra_moe_args_t;
 
 /**
- * Run the layer. Collective over the plan's communicator: every rank calls, with or without rows.
- * On an error y is unspecified and, with a communicator, the caller returns from its rank (which
- * aborts the others).
+ * Run the layer; on a GPU queue it, all pointers being device memory (with a communicator the host
+ * waits for counts once a round). Collective over the plan's communicator: every rank calls, with
+ * or without rows. On an error y is unspecified and, with a communicator, the caller returns from
+ * its rank (which aborts the others).
  * @retval RA_ERR_INVALID  the weights lack an expert this rank runs, or differ in shape.
  * @retval RA_ERR_PEER, RA_ERR_TIMEOUT  a rank is gone.
  */

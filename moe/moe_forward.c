@@ -1,8 +1,6 @@
 #include "base/checked.h"
-#include "base/log.h"
 #include "moe/moe_plan.h"
 #include "moe/moe_simd.h"
-#include <inttypes.h>
 
 /* One tile of a call. */
 typedef struct tile {
@@ -17,7 +15,7 @@ static ra_moe_tokens_t tokens_of(const tile_t *tile)
     const ra_moe_args_t *args = tile->args;
     ra_moe_tokens_t tokens = {.x_stride = args->x_stride};
     if (tile->rows > 0) {
-        tokens.x = args->x + tile->row * args->x_stride;
+        tokens.x = (const float *)args->x + tile->row * args->x_stride;
     }
     return tokens;
 }
@@ -87,40 +85,10 @@ static void combine_rows(void *arg, int64_t begin, int64_t end)
     }
 }
 
-/* Every rank takes part in every round: as many as the rank with the most rows needs. */
-static ra_status_t agree_on_rounds(ra_moe_plan_t *plan, int64_t rows, int64_t *rounds_p)
+static ra_status_t forward(ra_moe_plan_t *plan, const ra_moe_args_t *args, ra_stream_t *stream)
 {
-    int64_t most = rows;
-    if (plan->comm != NULL) {
-        RA_TRY(ra_comm_allgather(plan->comm, &rows, sizeof(rows), plan->rank_rows));
-        for (int p = 0; p < plan->ranks; p++) {
-            most = ra_max_i64(most, plan->rank_rows[p]);
-        }
-    }
-    *rounds_p = ra_ceil_div(most, plan->tile_rows);
-    return RA_OK;
-}
-
-static bool same_shape(const ra_moe_shape_t *a, const ra_moe_shape_t *b)
-{
-    return a->hidden == b->hidden && a->expert_width == b->expert_width &&
-           a->shared_width == b->shared_width && a->router.experts == b->router.experts;
-}
-
-ra_status_t ra_moe_forward(ra_moe_plan_t *plan, const ra_moe_args_t *args, ra_stream_t *stream)
-{
-    const ra_moe_weights_t *weights = args->weights;
-    if (!same_shape(&plan->shape, &weights->shape) || weights->first > plan->first ||
-        weights->last < plan->last) {
-        return ra_fail(RA_ERR_INVALID, "moe",
-                       "rank %d of %d runs experts [%d, %d) of %d, hidden %" PRId64
-                       "; its weights hold [%d, %d) of %d, hidden %" PRId64,
-                       plan->rank, plan->ranks, plan->first, plan->last, plan->shape.router.experts,
-                       plan->shape.hidden, weights->first, weights->last,
-                       weights->shape.router.experts, weights->shape.hidden);
-    }
     int64_t rounds;
-    RA_TRY(agree_on_rounds(plan, args->rows, &rounds));
+    RA_TRY(ra_moe_agree_on_rounds(plan, args->rows, &rounds));
     for (int64_t round = 0; round < rounds; round++) {
         int64_t row = round * plan->tile_rows;
         int64_t rows = ra_min_i64(ra_max_i64(args->rows - row, 0), plan->tile_rows);
@@ -129,10 +97,17 @@ ra_status_t ra_moe_forward(ra_moe_plan_t *plan, const ra_moe_args_t *args, ra_st
         if (plan->comm == NULL) {
             RA_TRY(run_alone(&tile, stream));
         } else {
-            RA_TRY(ra_moe_exchange_round(plan, weights, round, rows, tokens_of(&tile),
+            RA_TRY(ra_moe_exchange_round(plan, args->weights, round, rows, tokens_of(&tile),
                                          &tile.results, stream));
         }
         ra_moe_for_rows(stream, rows, combine_rows, &tile);
     }
     return RA_OK;
 }
+
+const ra_moe_device_ops_t ra_moe_cpu_ops = {.default_tile_rows = 512,
+                                            .prepare = ra_moe_cpu_prepare,
+                                            .release = ra_moe_cpu_release,
+                                            .allocate = ra_moe_cpu_allocate,
+                                            .free = ra_moe_cpu_free,
+                                            .forward = forward};

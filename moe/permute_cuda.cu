@@ -134,8 +134,7 @@ __global__ void __launch_bounds__(TABLE_THREADS) table_kernel(const sort_t s)
         for (int i = lane; i * RA_MOE_TILE_ROWS < count; i += 32) {
             const int done = i * RA_MOE_TILE_ROWS;
             s.call.tiles[first_tile[e] + i] =
-                ra_moe_tile_t{begin + done, min(count - done, (int)RA_MOE_TILE_ROWS), e,
-                              ra_moe_tile_pair(i, count)};
+                ra_moe_tile_t{begin + done, min(count - done, (int)RA_MOE_TILE_ROWS), e, 0};
         }
         const int padded = (count + RA_MOE_ROW_PAD - 1) / RA_MOE_ROW_PAD * RA_MOE_ROW_PAD;
         for (int i = count + lane; i < padded; i += 32)

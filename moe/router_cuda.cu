@@ -1,5 +1,6 @@
 /*
- * moe/router_cuda.cu - ra_router_select() on the device, a warp a row.
+ * moe/router_cuda.cu - ra_router_select() on the device, a warp a row: in registers for up to 256
+ * experts, 32 groups and 32 choices, in shared memory beyond.
  *
  * Keys are kept as integers of the same order, so that the largest of a warp is one instruction; 0
  * is below every key and stands for "taken" and "not eligible". Each choice is one round over the
@@ -65,6 +66,159 @@ __device__ __forceinline__ float value_of(uint32_t key)
     return __uint_as_float(key >> 31 ? key & 0x7FFFFFFFu : ~key);
 }
 
+/* How far a choice was from another, by the keys chosen last and not chosen (0: none). */
+__device__ __forceinline__ float distance_of(uint32_t last, uint32_t next)
+{
+    if (next == 0)
+        return INFINITY;
+    const float distance = __fsub_rn(value_of(last), value_of(next));
+    return isnan(distance) ? 0.0f : distance;
+}
+
+/* Sum of the two largest keys of the warp, whose lanes give their own two largest; the largest
+ * alone for a group of one. */
+__device__ __forceinline__ uint32_t sum_of_two(uint32_t first, uint32_t second, int size, int lane)
+{
+    const uint32_t best = __reduce_max_sync(ALL, first);
+    if (size == 1)
+        return best;
+    const unsigned holders = __ballot_sync(ALL, first == best);
+    if (lane == __ffs(holders) - 1)
+        first = second;
+    return key_of(__fadd_rn(value_of(best), value_of(__reduce_max_sync(ALL, first))));
+}
+
+/* ---- in registers -------------------------------------------------------------------------- */
+
+/* Expert e is key e / 32 of lane e % 32. */
+template <int N> struct keys_t {
+    uint32_t key[N];
+
+    __device__ __forceinline__ uint32_t best() const
+    {
+        uint32_t mine = key[0];
+#pragma unroll
+        for (int i = 1; i < N; i++)
+            mine = max(mine, key[i]);
+        return __reduce_max_sync(ALL, mine);
+    }
+    __device__ __forceinline__ uint32_t take(int lane, int *index_p)
+    {
+        const uint32_t largest = best();
+        int at = INT_MAX;
+#pragma unroll
+        for (int i = N - 1; i >= 0; i--)
+            at = key[i] == largest ? 32 * i + lane : at;
+        *index_p = __reduce_min_sync(ALL, at);
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            key[i] = 32 * i + lane == *index_p ? 0 : key[i];
+        return largest;
+    }
+    __device__ __forceinline__ float margin(uint32_t last) const
+    {
+        return distance_of(last, best());
+    }
+};
+
+constexpr int SMALL = 8; /* keys of a lane */
+
+__device__ __forceinline__ float keep_small_groups(const ra_router_t &router, keys_t<SMALL> &keys,
+                                                   int lane)
+{
+    const int size = router.experts / router.groups;
+    keys_t<1> group = {{0}};
+    if (router.groups == router.top_groups)
+        return INFINITY;
+    for (int g = 0; g < router.groups; g++) {
+        uint32_t first = 0, second = 0;
+#pragma unroll
+        for (int i = 0; i < SMALL; i++) {
+            const int e = 32 * i + lane;
+            const uint32_t key = e >= g * size && e < (g + 1) * size ? keys.key[i] : 0;
+            second = max(second, min(first, key));
+            first = max(first, key);
+        }
+        const uint32_t score = sum_of_two(first, second, size, lane);
+        group.key[0] = lane == g ? score : group.key[0];
+    }
+    uint32_t last = 0;
+    int index;
+    for (int i = 0; i < router.top_groups; i++)
+        last = group.take(lane, &index);
+    const float gap = group.margin(last);
+    const unsigned dropped = __ballot_sync(ALL, group.key[0] != 0);
+    for (int g = 0; g < router.groups; g++) {
+#pragma unroll
+        for (int i = 0; i < SMALL; i++) {
+            const int e = 32 * i + lane;
+            const bool drop = (dropped >> g & 1) && e >= g * size && e < (g + 1) * size;
+            keys.key[i] = drop ? 0 : keys.key[i];
+        }
+    }
+    return gap;
+}
+
+/* @a chosen: lane j's is choice j. */
+__device__ __forceinline__ void write_small_row(const params_t &p, int64_t row, int chosen,
+                                                bool has_nan, int lane)
+{
+    const int k = p.router.top_k;
+    int rank = 0;
+    for (int j = 0; j < k; j++)
+        rank += __shfl_sync(ALL, chosen, j) < chosen;
+    rank = lane < k ? rank : 32;
+    float score = 0.0f, sum = 0.0f;
+    if (lane < k)
+        score = sigmoid(__ldg(p.logits + row * p.router.experts + chosen));
+    for (int j = 0; j < k; j++)
+        sum = __fadd_rn(sum, __shfl_sync(ALL, score, __ffs(__ballot_sync(ALL, rank == j)) - 1));
+    sum = __fadd_rn(sum, 1e-20f);
+    if (lane < k) {
+        const float one = p.router.normalise ? __fdiv_rn(score, sum) : score;
+        p.expert[row * k + rank] = chosen;
+        p.weight[row * k + rank] = has_nan ? NAN : __fmul_rn(one, p.router.scale);
+    }
+}
+
+__global__ void __launch_bounds__(256) select_small_kernel(const params_t p)
+{
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    const int experts = p.router.experts;
+    for (int64_t row = blockIdx.x * (int64_t)warps + warp; row < p.rows;
+         row += (int64_t)gridDim.x * warps) {
+        keys_t<SMALL> keys;
+        bool nan_here = false;
+#pragma unroll
+        for (int i = 0; i < SMALL; i++) {
+            const int e = 32 * i + lane;
+            keys.key[i] = 0;
+            if (e < experts) {
+                float c = sigmoid(__ldg(p.logits + row * experts + e));
+                if (p.bias)
+                    c = __fadd_rn(c, __ldg(p.bias + e));
+                nan_here |= isnan(c);
+                keys.key[i] = key_of(isnan(c) ? -INFINITY : c);
+            }
+        }
+        const bool has_nan = __any_sync(ALL, nan_here);
+        const float group_gap = keep_small_groups(p.router, keys, lane);
+        uint32_t last = 0;
+        int chosen = 0;
+        for (int j = 0; j < p.router.top_k; j++) {
+            int index;
+            last = keys.take(lane, &index);
+            chosen = lane == j ? index : chosen;
+        }
+        const float gap = fminf(group_gap, keys.margin(last));
+        if (p.gap && lane == 0)
+            p.gap[row] = has_nan ? 0.0f : gap;
+        write_small_row(p, row, chosen, has_nan, lane);
+    }
+}
+
+/* ---- in shared memory ---------------------------------------------------------------------- */
+
 /* Keys of which the warp picks the largest, one after another. */
 struct contest_t {
     uint32_t *keys;
@@ -102,15 +256,10 @@ struct contest_t {
         }
         return key;
     }
-    /* How far the choice was from another: @a last is the key chosen last. */
     __device__ __forceinline__ float margin(uint32_t last) const
     {
         int index;
-        const uint32_t next = best(&index);
-        if (next == 0)
-            return INFINITY;
-        const float distance = __fsub_rn(value_of(last), value_of(next));
-        return isnan(distance) ? 0.0f : distance;
+        return distance_of(last, best(&index));
     }
 };
 
@@ -123,13 +272,7 @@ __device__ __forceinline__ uint32_t score_group(const uint32_t *keys, int size, 
         second = max(second, min(first, key));
         first = max(first, key);
     }
-    const uint32_t best = __reduce_max_sync(ALL, first);
-    if (size == 1)
-        return best;
-    const unsigned holders = __ballot_sync(ALL, first == best);
-    if (lane == __ffs(holders) - 1)
-        first = second;
-    return key_of(__fadd_rn(value_of(best), value_of(__reduce_max_sync(ALL, first))));
+    return sum_of_two(first, second, size, lane);
 }
 
 /* Drop the keys of all but the best groups. Returns how far that choice is from changing. */
@@ -230,13 +373,16 @@ ra_status_t ra_moe_cuda_select(const ra_router_t *router, int64_t rows, const fl
     RA_TRY(ra_router_check(router));
     if (rows == 0)
         return RA_OK;
+    const params_t p = {*router, rows, logits, bias, expert_p, weight_p, gap_p};
     const int64_t words = router->experts + router->groups + 2 * RA_ROUTER_MAX_TOP_K;
     const int64_t fit = 48 * 1024 / (4 * words);
     const unsigned warps = fit < 1 ? 1 : fit > 8 ? 8 : (unsigned)fit;
     const int64_t blocks = (rows + warps - 1) / warps;
-    const params_t p = {*router, rows, logits, bias, expert_p, weight_p, gap_p};
-    select_kernel<<<(unsigned)(blocks < 65536 ? blocks : 65536), 32 * warps, warps * words * 4,
-                    stream>>>(p);
+    const unsigned grid = (unsigned)(blocks < 65536 ? blocks : 65536);
+    if (router->experts <= 32 * SMALL && router->groups <= 32 && router->top_k <= 32)
+        select_small_kernel<<<grid, 32 * warps, 0, stream>>>(p);
+    else
+        select_kernel<<<grid, 32 * warps, warps * words * 4, stream>>>(p);
     const cudaError_t error = cudaGetLastError();
     if (error != cudaSuccess)
         return ra_fail(RA_ERR_DEVICE, subsystem, "router launch: %s", cudaGetErrorString(error));

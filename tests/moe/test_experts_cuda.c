@@ -180,8 +180,6 @@ static void sort_once(int64_t rows, int32_t k, int32_t experts, int32_t first, i
             assert_int_equal(tiles[tile].row, at);
             assert_int_equal(tiles[tile].rows,
                              row - at < RA_MOE_TILE_ROWS ? row - at : RA_MOE_TILE_ROWS);
-            assert_int_equal(tiles[tile].pair,
-                             ra_moe_tile_pair((at - begin) / RA_MOE_TILE_ROWS, row - begin));
             assert_int_equal(tiles[tile++].group, e - first);
         }
         for (; row % RA_MOE_ROW_PAD != 0; row++) {
@@ -277,8 +275,7 @@ static void list_tiles(product_t *p, uint64_t *seed)
         for (int32_t at = begin; at < end; at += RA_MOE_TILE_ROWS) {
             int32_t left = end - at;
             p->tiles[p->tile_count++] =
-                (ra_moe_tile_t){at, left < RA_MOE_TILE_ROWS ? left : RA_MOE_TILE_ROWS, g,
-                                ra_moe_tile_pair((at - begin) / RA_MOE_TILE_ROWS, group_rows[g])};
+                (ra_moe_tile_t){at, left < RA_MOE_TILE_ROWS ? left : RA_MOE_TILE_ROWS, g, 0};
         }
         for (; p->y_rows < end || p->y_rows % RA_MOE_ROW_PAD != 0; p->y_rows++) {
             int32_t from = (int32_t)(test_random_u64(seed) % (uint64_t)p->x_rows);
@@ -308,7 +305,7 @@ static double want_at(const product_t *p, int32_t group, int64_t row, int64_t n)
 }
 
 /* Sums of k products of numbers in [-1, 1] and [-1, 1] / sqrt(k): fp32 sums err by some 1e-6, a
- * bf16 result by its rounding, 2^-9. */
+ * bf16 result by its rounding, 2^-8. */
 static void check_product(const product_t *p, const char *y, int64_t y_stride)
 {
     const bool f32 = p->y_dtype == RA_F32;
@@ -318,7 +315,7 @@ static void check_product(const product_t *p, const char *y, int64_t y_stride)
             double want = want_at(p, p->tiles[t].group, row, n);
             double got =
                 (double)(f32 ? ((const float *)y)[at] : ra_bf16_to_f32(((const uint16_t *)y)[at]));
-            double bound = 1e-5 + fabs(want) * (f32 ? 1e-6 : 0x1.01p-9);
+            double bound = 1e-5 + fabs(want) * (f32 ? 1e-6 : 0x1.01p-8);
             if (!(fabs(got - want) <= bound)) {
                 fail_msg("n %d k %d swiglu %d gather %d simt %d: row %d of group %d, column %d: "
                          "got %.9g, want %.9g",

@@ -1,0 +1,369 @@
+/* moe/moe_cuda.c - a layer on a CUDA device: weights, plan, and the steps of experts_cuda.h. */
+#include "moe/moe_cuda.h"
+
+#include "base/checked.h"
+#include "base/device_cuda.h"
+#include "base/log.h"
+#include <stddef.h>
+#include <stdlib.h>
+
+/* 1024 rows for each of Ring's 256 experts at 8 a token: enough for full tiles, and weights that
+ * are read once for them. */
+enum { DEFAULT_TILE_ROWS = 32768, CONVERT_CHUNK = 1 << 20 };
+
+static int64_t element_of(ra_dtype_t dtype)
+{
+    return dtype == RA_F32 ? 4 : 2;
+}
+
+/* ---- weights ------------------------------------------------------------------------------- */
+
+static float element_at(const ra_tensor_t *tensor, int64_t i)
+{
+    return tensor->dtype == RA_F32 ? ((const float *)tensor->data)[i]
+                                   : ra_bf16_to_f32(((const uint16_t *)tensor->data)[i]);
+}
+
+/* Queue a copy of a host matrix in the type of the device's. @a staging is reusable on return. */
+static ra_status_t upload(ra_stream_t *stream, const ra_tensor_t *from, ra_dtype_t dtype,
+                          void *staging, char *to)
+{
+    const int64_t count = ra_tensor_count(from), element = element_of(dtype);
+    if (from->dtype == dtype) {
+        return ra_stream_copy(stream, to, from->data, count * element);
+    }
+    for (int64_t at = 0; at < count; at += CONVERT_CHUNK) {
+        int64_t n = ra_min_i64(count - at, CONVERT_CHUNK);
+        for (int64_t i = 0; i < n; i++) {
+            float value = element_at(from, at + i);
+            if (dtype == RA_F32) {
+                ((float *)staging)[i] = value;
+            } else {
+                ((uint16_t *)staging)[i] = ra_bf16_from_f32(value);
+            }
+        }
+        RA_TRY(ra_stream_copy(stream, to + at * element, staging, n * element));
+    }
+    return RA_OK;
+}
+
+/* w = hi + mid + lo, each the bf16 of what is left: 24 bits. */
+static ra_status_t upload_router_parts(ra_stream_t *stream, const ra_tensor_t *from, int64_t hidden,
+                                       uint16_t *staging, char *to)
+{
+    for (int64_t e = 0; e < from->extent[0]; e++) {
+        for (int64_t i = 0; i < hidden; i++) {
+            float left = element_at(from, e * hidden + i);
+            for (int part = 0; part < 3; part++) {
+                uint16_t bits = ra_bf16_from_f32(left);
+                staging[part * hidden + i] = bits;
+                left -= ra_bf16_to_f32(bits);
+            }
+        }
+        int64_t bytes = 3 * hidden * 2;
+        RA_TRY(ra_stream_copy(stream, to + e * bytes, staging, bytes));
+    }
+    return RA_OK;
+}
+
+static ra_status_t upload_all(const ra_moe_tensors_t *from, ra_stream_t *stream, void *staging,
+                              ra_moe_weights_t *to)
+{
+    struct ra_moe_cuda_weights *cuda = to->cuda;
+    const ra_moe_shape_t *shape = &to->shape;
+    const int64_t element = element_of(to->x_dtype);
+    const int64_t expert = shape->expert_width * shape->hidden * element;
+    const int64_t shared = shape->shared_width * shape->hidden * element;
+    if (cuda->router_parts > 1) {
+        RA_TRY(upload_router_parts(stream, &from->router, shape->hidden, staging, cuda->router));
+    } else {
+        RA_TRY(upload(stream, &from->router, to->x_dtype, staging, cuda->router));
+    }
+    RA_TRY(ra_stream_copy(stream, cuda->bias, to->bias, shape->router.experts * 4));
+    for (int32_t e = to->first; e < to->last; e++) {
+        char *up = (char *)cuda->up + (e - to->first) * 2 * expert;
+        char *down = (char *)cuda->down + (e - to->first) * expert;
+        RA_TRY(upload(stream, &from->gate[e], to->x_dtype, staging, up));
+        RA_TRY(upload(stream, &from->up[e], to->x_dtype, staging, up + expert));
+        RA_TRY(upload(stream, &from->down[e], to->x_dtype, staging, down));
+    }
+    if (shared == 0) {
+        return RA_OK;
+    }
+    char *up = cuda->shared_up;
+    RA_TRY(upload(stream, &from->shared_gate, to->x_dtype, staging, up));
+    RA_TRY(upload(stream, &from->shared_up, to->x_dtype, staging, up + shared));
+    return upload(stream, &from->shared_down, to->x_dtype, staging, cuda->shared_down);
+}
+
+#define WEIGHT(name) offsetof(struct ra_moe_cuda_weights, name)
+
+static ra_status_t prepare(const ra_gemm_kernel_t *kernel, const ra_moe_tensors_t *tensors,
+                           ra_stream_t *stream, ra_moe_weights_t *weights)
+{
+    (void)kernel;
+    const ra_moe_shape_t *shape = &weights->shape;
+    const int64_t held = weights->last - weights->first, element = element_of(weights->x_dtype);
+    const int32_t parts = tensors->router.dtype == RA_F32 && weights->x_dtype == RA_BF16 ? 3 : 1;
+    const ra_moe_buffer_t buffers[] = {
+        {WEIGHT(router), shape->router.experts, parts * shape->hidden, element},
+        {WEIGHT(bias), shape->router.experts, 1, sizeof(float)},
+        {WEIGHT(up), held * 2 * shape->expert_width, shape->hidden, element},
+        {WEIGHT(down), held * shape->expert_width, shape->hidden, element},
+        {WEIGHT(shared_up), 2 * shape->shared_width, shape->hidden, element},
+        {WEIGHT(shared_down), shape->shared_width, shape->hidden, element},
+    };
+    int64_t bytes;
+    struct ra_moe_cuda_weights *cuda = calloc(1, sizeof(*cuda));
+    void *staging = malloc((size_t)ra_max_i64(CONVERT_CHUNK * 4, 3 * shape->hidden * 2));
+    weights->cuda = cuda;
+    ra_status_t status = RA_OK;
+    if (cuda == NULL || staging == NULL) {
+        status = ra_fail(RA_ERR_NOMEM, "moe", "cannot allocate a staging buffer");
+        goto done;
+    }
+    cuda->device = ra_stream_device(stream);
+    cuda->router_parts = parts;
+    RA_TRY_GOTO(ra_moe_lay_out(cuda, buffers, RA_ARRAY_LEN(buffers), NULL, &bytes), done);
+    RA_TRY_GOTO(ra_device_alloc(cuda->device, bytes, &cuda->memory), done);
+    RA_TRY_GOTO(ra_moe_lay_out(cuda, buffers, RA_ARRAY_LEN(buffers), cuda->memory, &bytes), done);
+    RA_TRY_GOTO(upload_all(tensors, stream, staging, weights), done);
+done:
+    free(staging);
+    return status;
+}
+
+static void release(ra_moe_weights_t *weights)
+{
+    if (weights->cuda != NULL) {
+        ra_device_free(weights->cuda->device, weights->cuda->memory);
+        free(weights->cuda);
+    }
+}
+
+/* ---- plan ---------------------------------------------------------------------------------- */
+
+#define MEMBER(name) offsetof(struct ra_moe_cuda_plan, name)
+
+static ra_status_t allocate(ra_moe_plan_t *plan)
+{
+    const ra_moe_shape_t *shape = &plan->shape;
+    const int64_t tile = plan->tile_rows, k = shape->router.top_k, hidden = shape->hidden;
+    const int64_t act = element_of(plan->x_dtype), index = sizeof(int32_t);
+    const int64_t ranks = plan->comm != NULL ? plan->ranks : 0; /* 0: no exchange buffers */
+    const int64_t mine = plan->comm != NULL ? tile : 0, at_hand = tile * plan->ranks;
+    const int32_t experts = plan->last - plan->first;
+    struct ra_moe_cuda_plan *cuda = calloc(1, sizeof(*cuda));
+    plan->cuda = cuda;
+    if (cuda == NULL) {
+        return ra_fail(RA_ERR_NOMEM, "moe", "cannot allocate a plan");
+    }
+    if (at_hand > INT32_MAX / 2 / k) {
+        return ra_fail(RA_ERR_SHAPE, "moe", "a tile of %lld rows with %lld experts a token",
+                       (long long)at_hand, (long long)k);
+    }
+    const int64_t sorted = cuda->sorted_rows = ra_moe_cuda_sorted_rows(plan->max_slots, experts);
+    cuda->max_tiles = ra_moe_cuda_tiles(plan->max_slots, experts);
+    const ra_moe_buffer_t buffers[] = {
+        {MEMBER(logits), tile, shape->router.experts, sizeof(float)},
+        {MEMBER(expert), tile, k, index},
+        {MEMBER(weight), tile, k, sizeof(float)},
+        {MEMBER(position), at_hand, k, index},
+        {MEMBER(source), sorted, 1, index},
+        {MEMBER(tiles), cuda->max_tiles, 1, sizeof(ra_moe_tile_t)},
+        {MEMBER(tile_count), 1, 1, index},
+        {MEMBER(scratch), ra_moe_cuda_sort_scratch(at_hand, experts), 1, index},
+        {MEMBER(inner), sorted, shape->expert_width, act},
+        {MEMBER(out), sorted, hidden, act},
+        {MEMBER(shared_inner), tile, shape->shared_width, act},
+        {MEMBER(shared), shape->shared_width > 0 ? tile : 0, hidden, act},
+        {MEMBER(totals), 2, ranks, index},
+        {MEMBER(tokens_before), ranks, tile, index},
+        {MEMBER(slots_before), ranks, tile, index},
+        {MEMBER(result_at), mine, k, index},
+        {MEMBER(send), mine * ra_min_i64(plan->ranks, k), hidden, act},
+        {MEMBER(received), ranks * tile, hidden, act},
+        {MEMBER(send_expert), mine * ra_min_i64(plan->ranks, k), k, index},
+        {MEMBER(received_expert), ranks * tile, k, index},
+        {MEMBER(back), ranks > 0 ? plan->max_slots : 0, hidden, act},
+        {MEMBER(returned), mine * k, hidden, act},
+    };
+    RA_TRY(ra_moe_lay_out(cuda, buffers, RA_ARRAY_LEN(buffers), NULL, &plan->bytes));
+    RA_TRY(ra_device_alloc(plan->device, plan->bytes, &cuda->memory));
+    RA_TRY(ra_moe_lay_out(cuda, buffers, RA_ARRAY_LEN(buffers), cuda->memory, &plan->bytes));
+    return plan->comm != NULL ? ra_moe_cuda_exchange_create(plan) : RA_OK;
+}
+
+static void free_plan(ra_moe_plan_t *plan)
+{
+    if (plan->cuda != NULL) {
+        ra_device_free_host(plan->device, plan->cuda->host_totals);
+        ra_device_free(plan->device, plan->cuda->memory);
+        free(plan->cuda->table);
+        free(plan->cuda->transfers);
+        free(plan->cuda);
+    }
+    free(plan->rank_rows);
+}
+
+/* ---- forward ------------------------------------------------------------------------------- */
+
+ra_status_t ra_moe_cuda_run_experts(ra_moe_plan_t *plan, const ra_moe_weights_t *weights,
+                                    ra_moe_cuda_tokens_t tokens, ra_stream_t *stream)
+{
+    struct ra_moe_cuda_plan *cuda = plan->cuda;
+    const ra_moe_shape_t *shape = &plan->shape;
+    const int64_t expert = shape->expert_width * shape->hidden * element_of(plan->x_dtype);
+    const int64_t skipped = plan->first - weights->first;
+    const ra_moe_cuda_sort_t sort = {.expert = tokens.expert,
+                                     .rows = tokens.rows,
+                                     .top_k = shape->router.top_k,
+                                     .first = plan->first,
+                                     .last = plan->last,
+                                     .position = cuda->position,
+                                     .source = cuda->source,
+                                     .tiles = cuda->tiles,
+                                     .tile_count = cuda->tile_count,
+                                     .scratch = cuda->scratch};
+    RA_TRY(ra_moe_cuda_sort(&sort, ra_stream_cuda(stream)));
+    ra_moe_cuda_gemm_t gemm = {.dtype = plan->x_dtype,
+                               .y_dtype = plan->x_dtype,
+                               .x = tokens.x,
+                               .x_rows = tokens.rows,
+                               .x_stride = tokens.x_stride,
+                               .source = cuda->source,
+                               .weight = (char *)weights->cuda->up + skipped * 2 * expert,
+                               .groups = plan->last - plan->first,
+                               .swiglu = true,
+                               .n = shape->expert_width,
+                               .k = shape->hidden,
+                               .tiles = cuda->tiles,
+                               .tile_count = cuda->tile_count,
+                               .max_tiles = cuda->max_tiles,
+                               .y = cuda->inner,
+                               .y_rows = cuda->sorted_rows,
+                               .y_stride = shape->expert_width};
+    if (tokens.rows == 0 || gemm.groups == 0) {
+        return RA_OK;
+    }
+    RA_TRY(ra_moe_cuda_gemm(&gemm, ra_stream_cuda(stream)));
+    gemm.x = cuda->inner;
+    gemm.x_rows = cuda->sorted_rows;
+    gemm.x_stride = shape->expert_width;
+    gemm.source = NULL;
+    gemm.weight = (char *)weights->cuda->down + skipped * expert;
+    gemm.swiglu = false;
+    gemm.n = gemm.y_stride = shape->hidden;
+    gemm.k = shape->expert_width;
+    gemm.y = cuda->out;
+    return ra_moe_cuda_gemm(&gemm, ra_stream_cuda(stream));
+}
+
+ra_status_t ra_moe_cuda_run_shared(ra_moe_plan_t *plan, const ra_moe_weights_t *weights,
+                                   const void *x, int64_t x_stride, int64_t rows,
+                                   ra_stream_t *stream)
+{
+    const ra_moe_shape_t *shape = &plan->shape;
+    if (shape->shared_width == 0 || rows == 0) {
+        return RA_OK;
+    }
+    ra_moe_cuda_gemm_t gemm = {.dtype = plan->x_dtype,
+                               .y_dtype = plan->x_dtype,
+                               .x = x,
+                               .x_rows = rows,
+                               .x_stride = x_stride,
+                               .weight = weights->cuda->shared_up,
+                               .groups = 1,
+                               .swiglu = true,
+                               .n = shape->shared_width,
+                               .k = shape->hidden,
+                               .y = plan->cuda->shared_inner,
+                               .y_rows = rows,
+                               .y_stride = shape->shared_width};
+    RA_TRY(ra_moe_cuda_gemm(&gemm, ra_stream_cuda(stream)));
+    gemm.x = plan->cuda->shared_inner;
+    gemm.x_stride = shape->shared_width;
+    gemm.weight = weights->cuda->shared_down;
+    gemm.swiglu = false;
+    gemm.n = gemm.y_stride = shape->hidden;
+    gemm.k = shape->shared_width;
+    gemm.y = plan->cuda->shared;
+    return ra_moe_cuda_gemm(&gemm, ra_stream_cuda(stream));
+}
+
+static ra_status_t route(ra_moe_plan_t *plan, const ra_moe_weights_t *weights, const void *x,
+                         int64_t x_stride, int64_t rows, float *gap, ra_stream_t *stream)
+{
+    const ra_router_t *router = &plan->shape.router;
+    const ra_moe_cuda_gemm_t gemm = {.dtype = plan->x_dtype,
+                                     .y_dtype = RA_F32,
+                                     .x = x,
+                                     .x_rows = rows,
+                                     .x_stride = x_stride,
+                                     .weight = weights->cuda->router,
+                                     .groups = 1,
+                                     .repeat = weights->cuda->router_parts,
+                                     .n = router->experts,
+                                     .k = plan->shape.hidden,
+                                     .y = plan->cuda->logits,
+                                     .y_rows = rows,
+                                     .y_stride = router->experts};
+    if (rows == 0) {
+        return RA_OK;
+    }
+    RA_TRY(ra_moe_cuda_gemm(&gemm, ra_stream_cuda(stream)));
+    return ra_moe_cuda_select(router, rows, plan->cuda->logits, weights->cuda->bias,
+                              plan->cuda->expert, plan->cuda->weight, gap, ra_stream_cuda(stream));
+}
+
+static ra_status_t run_tile(ra_moe_plan_t *plan, const ra_moe_args_t *args, int64_t row,
+                            int64_t rows, ra_stream_t *stream)
+{
+    struct ra_moe_cuda_plan *cuda = plan->cuda;
+    const int64_t element = element_of(plan->x_dtype);
+    const ra_moe_cuda_tokens_t home = {
+        .x = rows > 0 ? (const char *)args->x + row * args->x_stride * element : NULL,
+        .rows = rows,
+        .x_stride = args->x_stride,
+        .expert = cuda->expert};
+    float *gap = args->gap != NULL ? args->gap + row : NULL;
+    RA_TRY(route(plan, args->weights, home.x, home.x_stride, rows, gap, stream));
+    if (plan->comm != NULL) {
+        RA_TRY(ra_moe_cuda_exchange(plan, args->weights, home, stream));
+    } else {
+        RA_TRY(ra_moe_cuda_run_shared(plan, args->weights, home.x, home.x_stride, rows, stream));
+        RA_TRY(ra_moe_cuda_run_experts(plan, args->weights, home, stream));
+    }
+    const ra_moe_cuda_combine_t combine = {
+        .dtype = plan->x_dtype,
+        .rows = rows,
+        .hidden = plan->shape.hidden,
+        .top_k = plan->shape.router.top_k,
+        .position = plan->comm != NULL ? cuda->result_at : cuda->position,
+        .weight = cuda->weight,
+        .out = plan->comm != NULL ? cuda->returned : cuda->out,
+        .shared = plan->shape.shared_width > 0 ? cuda->shared : NULL,
+        .accumulate = args->accumulate,
+        .y = rows > 0 ? args->y + row * args->y_stride : NULL,
+        .y_stride = args->y_stride};
+    return ra_moe_cuda_combine(&combine, ra_stream_cuda(stream));
+}
+
+static ra_status_t forward(ra_moe_plan_t *plan, const ra_moe_args_t *args, ra_stream_t *stream)
+{
+    int64_t rounds;
+    RA_TRY(ra_moe_agree_on_rounds(plan, args->rows, &rounds));
+    for (int64_t round = 0; round < rounds; round++) {
+        int64_t row = round * plan->tile_rows;
+        int64_t rows = ra_min_i64(ra_max_i64(args->rows - row, 0), plan->tile_rows);
+        RA_TRY(run_tile(plan, args, row, rows, stream));
+    }
+    return RA_OK;
+}
+
+const ra_moe_device_ops_t ra_moe_cuda_ops = {.default_tile_rows = DEFAULT_TILE_ROWS,
+                                             .prepare = prepare,
+                                             .release = release,
+                                             .allocate = allocate,
+                                             .free = free_plan,
+                                             .forward = forward};

@@ -1,0 +1,79 @@
+/**
+ * @file  moe/moe_cuda.h
+ * @brief Insides of a layer's weights and a plan on a CUDA device, shared by moe_*cuda.c. Internal.
+ */
+#ifndef RA_MOE_MOE_CUDA_H
+#define RA_MOE_MOE_CUDA_H
+
+#include "moe/experts_cuda.h"
+#include "moe/moe_plan.h"
+
+/** One allocation, in x_dtype. L = experts held. */
+struct ra_moe_cuda_weights {
+    ra_device_t *device; /**< borrowed */
+    void *memory;
+    void *router;         /**< [E, parts hidden] */
+    int32_t router_parts; /**< 3: an fp32 router as the sum of three bf16 ones, side by side */
+    float *bias;          /**< [E] */
+    void *up;             /**< [L, 2, width, hidden] gates and ups */
+    void *down;           /**< [L, hidden, width] */
+    void *shared_up;      /**< [2, shared_width, hidden] */
+    void *shared_down;    /**< [hidden, shared_width] */
+};
+
+/**
+ * T = tile_rows of this rank; V rows of tokens at hand: T, or all ranks' T with a communicator;
+ * S sorted rows of their slots here. Unless said otherwise elements are of x_dtype.
+ */
+struct ra_moe_cuda_plan {
+    void *memory;
+    float *logits;     /**< [T, E] */
+    int32_t *expert;   /**< [T, k] ascending */
+    float *weight;     /**< [T, k] */
+    int32_t *position; /**< [V, k] sorted row of a slot */
+    int32_t *source;   /**< [S] row of the tokens at hand */
+    ra_moe_tile_t *tiles;
+    int32_t *tile_count, *scratch;
+    void *inner;                 /**< [S, width] */
+    void *out;                   /**< [S, hidden] */
+    void *shared_inner, *shared; /**< [T, shared_width], [T, hidden] */
+    int64_t sorted_rows, max_tiles;
+
+    /* With a communicator only. P = ranks. */
+    int32_t *totals;                        /**< [2, P] */
+    int32_t *tokens_before;                 /**< [max(P T, V)] */
+    int32_t *slots_before;                  /**< [max(P T, V)] */
+    int32_t *result_at;                     /**< [T, k] */
+    void *send, *received;                  /**< [T min(P, k), hidden], [V, hidden] */
+    int32_t *send_expert, *received_expert; /**< likewise, k wide */
+    void *back, *returned;                  /**< [slots here, hidden], [T k, hidden] */
+    int32_t *host_totals;                   /**< [2, P] pinned */
+    int64_t *table;           /**< [P, 2, P] host: tokens and slots from rank to rank */
+    ra_transfer_t *transfers; /**< [4 P] host */
+};
+
+/** Tokens at hand: what the experts here read. */
+typedef struct ra_moe_cuda_tokens {
+    const void *x;
+    int64_t rows, x_stride;
+    const int32_t *expert; /**< [rows, k] */
+} ra_moe_cuda_tokens_t;
+
+/** Sort the slots of @a tokens and run them: plan->cuda->out by plan->cuda->position. */
+ra_status_t ra_moe_cuda_run_experts(ra_moe_plan_t *plan, const ra_moe_weights_t *weights,
+                                    ra_moe_cuda_tokens_t tokens, ra_stream_t *stream);
+/** The shared expert on @a rows rows: plan->cuda->shared. */
+ra_status_t ra_moe_cuda_run_shared(ra_moe_plan_t *plan, const ra_moe_weights_t *weights,
+                                   const void *x, int64_t x_stride, int64_t rows,
+                                   ra_stream_t *stream);
+
+/** Allocate the buffers of the exchange on the host; those of the device are in the plan. */
+ra_status_t ra_moe_cuda_exchange_create(ra_moe_plan_t *plan);
+/**
+ * One round over all ranks: the slots of plan->cuda->expert [home.rows, k] run where their experts
+ * live, and the shared expert here meanwhile. Results: plan->cuda->returned with result_at.
+ */
+ra_status_t ra_moe_cuda_exchange(ra_moe_plan_t *plan, const ra_moe_weights_t *weights,
+                                 ra_moe_cuda_tokens_t home, ra_stream_t *stream);
+
+#endif
