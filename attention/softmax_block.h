@@ -16,8 +16,12 @@
  * the threshold is dynamic mask attention (arXiv 2412.11834), ties broken by the caller through
  * key_score.
  *
+ * Memory    q, k, v, states, scores, thresholds and biases lie on the stream's device; positions,
+ * intervals, groups and spans are host memory that may go once the call has returned.
+ *
  * Symbols   rows R, keys J, query heads H, key/value heads G (H a multiple of G; head h reads kv
- * head h / (H/G)), head_dim D. Numerics  fp32 state, natural logarithm. A row's bits depend on its
+ * head h / (H/G)), head_dim D.
+ * Numerics  fp32 state, natural logarithm. A row's bits depend on its
  * own q, mask and the sequence of spans folded into it, never on which other rows are in the call,
  * on threads, or on how many calls the same sequence of spans is spread over. Source    Milakov &
  * Gimelshein, arXiv 1805.02867; Rabe & Staats, arXiv 2112.05682; Liu et al., arXiv 2310.01889.
@@ -78,8 +82,10 @@ typedef struct ra_softmax_kernel
 
 /**
  * Choose a kernel once, when a plan is made.
- * @param name  "auto" or a row's name ("cpu", "ref").
- * @param shape heads, kv_heads, head_dim, dtype and which optional mask arrays are non-NULL matter.
+ * @param name  "auto" or a row's name ("cpu", "ref", "sm90", "cuda").
+ * @param device  its kind; of GPUs the calling thread's current one is asked.
+ * @param shape heads, kv_heads, head_dim, scale, dtype and which optional mask arrays are non-NULL
+ * matter.
  * @retval RA_ERR_UNSUPPORTED  no row fits; the message says what was asked.
  */
 ra_status_t ra_softmax_select(const char *name, ra_device_kind_t device,

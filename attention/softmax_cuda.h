@@ -79,6 +79,13 @@ void ra_softmax_cuda_tile(int32_t *tile_rows_p, int32_t *tile_keys_p);
 /** The same as ra_softmax_sm90_launch() for the complete kernel; no alignment is asked for. */
 ra_status_t ra_softmax_cuda_launch(const ra_softmax_cuda_call_t *call, struct CUstream_st *stream);
 
+/** ra_softmax_reset() and ra_softmax_finish() of a state on the device. */
+ra_status_t ra_softmax_cuda_reset(int64_t rows, int32_t heads, int32_t head_dim,
+                                  const ra_softmax_state_t *state, struct CUstream_st *stream);
+ra_status_t ra_softmax_cuda_finish(int64_t rows, int32_t heads, int32_t head_dim,
+                                   const ra_softmax_state_t *state, float *lse,
+                                   struct CUstream_st *stream);
+
 #ifdef __cplusplus
 }
 #endif

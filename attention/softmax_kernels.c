@@ -1,8 +1,19 @@
 #include "attention/softmax_kernel.h"
 #include <string.h>
 
+#if RA_HAVE_CUDA
+#include "base/device_cuda.h"
+#endif
+
 /* First fitting row is "auto". */
-static const ra_softmax_kernel_t *const softmax_table[] = {&ra_softmax_cpu, &ra_softmax_ref};
+static const ra_softmax_kernel_t *const softmax_table[] = {
+    &ra_softmax_cpu,
+    &ra_softmax_ref,
+#if RA_HAVE_CUDA
+    &ra_softmax_sm90,
+    &ra_softmax_cuda,
+#endif
+};
 
 static bool shape_is_sound(const ra_softmax_block_t *shape)
 {
@@ -35,17 +46,14 @@ const char *ra_softmax_kernel_name(const ra_softmax_kernel_t *kernel)
     return kernel->name;
 }
 
-static bool on_cpu(const ra_stream_t *stream)
-{
-    return stream == NULL || ra_device_kind(ra_stream_device(stream)) == RA_DEVICE_CPU;
-}
-
 ra_status_t ra_softmax_reset(int64_t rows, int32_t heads, int32_t head_dim,
                              const ra_softmax_state_t *state, ra_stream_t *stream)
 {
-    if (!on_cpu(stream)) {
-        return ra_fail(RA_ERR_UNSUPPORTED, "softmax", "no reset for this device");
+#if RA_HAVE_CUDA
+    if (ra_stream_kind(stream) == RA_DEVICE_CUDA) {
+        return ra_softmax_cuda_reset(rows, heads, head_dim, state, ra_stream_cuda(stream));
     }
+#endif
     ra_softmax_cpu_reset(rows, heads, head_dim, state, stream);
     return RA_OK;
 }
@@ -59,9 +67,11 @@ ra_status_t ra_softmax_fold(const ra_softmax_kernel_t *kernel, const ra_softmax_
 ra_status_t ra_softmax_finish(int64_t rows, int32_t heads, int32_t head_dim,
                               const ra_softmax_state_t *state, float *lse, ra_stream_t *stream)
 {
-    if (!on_cpu(stream)) {
-        return ra_fail(RA_ERR_UNSUPPORTED, "softmax", "no finish for this device");
+#if RA_HAVE_CUDA
+    if (ra_stream_kind(stream) == RA_DEVICE_CUDA) {
+        return ra_softmax_cuda_finish(rows, heads, head_dim, state, lse, ra_stream_cuda(stream));
     }
+#endif
     ra_softmax_cpu_finish(rows, heads, head_dim, state, lse, stream);
     return RA_OK;
 }

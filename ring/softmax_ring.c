@@ -8,6 +8,7 @@
 #include "ring/halo.h"
 #include "ring/ring_tags.h"
 #include "ring/softmax_schedule.h"
+#include "ring/softmax_stages.h"
 #include <stdlib.h>
 
 struct ra_softmax_ring {
@@ -18,12 +19,17 @@ struct ra_softmax_ring {
     int64_t rows;
     const ra_softmax_kernel_t *kernel;
     ra_softmax_schedule_t *schedule;
-    ra_block_tour_t *ring;   /* without a window */
-    ra_block_tour_t *prefix; /* without a window, with a prefix */
-    ra_halo_t *halo;         /* with a window */
-    float *halo_kv;          /* [2][halo rows][G * D] */
-    float *m, *l;            /* [H, rows] */
-    ra_ring_stats_t stats;   /* but for the waits, which the parts count */
+    ra_block_tour_t *ring;         /* without a window */
+    ra_block_tour_t *prefix;       /* without a window, with a prefix */
+    ra_halo_t *halo;               /* with a window */
+    void *halo_kv;                 /* [2][halo rows][G * D] */
+    float *m, *l;                  /* [H, rows]; without stages */
+    int ring_count;                /* blocks that go round */
+    ra_block_stop_t *prefix_stops; /* [prefix_count] cached blocks that this rank visits */
+    int prefix_count;
+    ra_softmax_stages_t *stages; /* on devices that fold by lists */
+    int stage;                   /* during a call: the next one */
+    ra_ring_stats_t stats;       /* but for the waits, which the parts count */
 };
 
 static ra_status_t check_params(const ra_comm_t *comm, const ra_softmax_ring_params_t *params)
@@ -44,26 +50,36 @@ static ra_status_t check_params(const ra_comm_t *comm, const ra_softmax_ring_par
     return ra_layout_check_prefix(layout, params->prefix);
 }
 
-static ra_status_t choose_kernel(ra_softmax_ring_t *plan)
+/* What all folds have in common. */
+static ra_softmax_block_t shape_of(const ra_softmax_ring_t *plan)
 {
-    const ra_softmax_ring_params_t *params = &plan->params;
-    ra_softmax_block_t shape = {.heads = params->heads,
-                                .kv_heads = params->kv_heads,
-                                .head_dim = params->head_dim,
-                                .scale = params->scale,
-                                .dtype = RA_F32};
-    return ra_softmax_select(params->kernel == NULL ? "auto" : params->kernel,
-                             ra_device_kind(ra_stream_device(plan->stream)), &shape, &plan->kernel);
+    int64_t width = (int64_t)plan->params.kv_heads * plan->params.head_dim;
+    return (ra_softmax_block_t){.rows = plan->rows,
+                                .heads = plan->params.heads,
+                                .kv_heads = plan->params.kv_heads,
+                                .head_dim = plan->params.head_dim,
+                                .scale = plan->params.scale,
+                                .dtype = plan->params.dtype,
+                                .k_stride = width,
+                                .v_stride = width};
 }
 
-static int64_t kv_row_floats(const ra_softmax_ring_t *plan)
+static ra_status_t choose_kernel(ra_softmax_ring_t *plan)
 {
-    return (int64_t)plan->params.kv_heads * plan->params.head_dim;
+    const char *name = plan->params.kernel == NULL ? "auto" : plan->params.kernel;
+    ra_softmax_block_t shape = shape_of(plan);
+    return ra_softmax_select(name, ra_stream_kind(plan->stream), &shape, &plan->kernel);
+}
+
+static int64_t kv_row_bytes(const ra_softmax_ring_t *plan)
+{
+    return (int64_t)plan->params.kv_heads * plan->params.head_dim *
+           ra_dtype_bytes(plan->params.dtype);
 }
 
 static int64_t kv_bytes(const ra_softmax_ring_t *plan, int64_t rows)
 {
-    return 2 * rows * kv_row_floats(plan) * (int64_t)sizeof(float);
+    return 2 * rows * kv_row_bytes(plan);
 }
 
 /* Blocks that must go round: one more than the farthest one that any rank needs. */
@@ -86,9 +102,9 @@ static ra_status_t create_ring(ra_softmax_ring_t *plan, int64_t *block_bytes)
     for (int r = 0; r < layout->ranks; r++) {
         block_bytes[r] = kv_bytes(plan, layout->rows[r]);
     }
+    plan->ring_count = ring_steps(layout, plan->params.causal);
     return ra_block_tour_create_ring(plan->comm, ra_stream_device(plan->stream), RA_TAG_RING_BLOCK,
-                                     block_bytes, ring_steps(layout, plan->params.causal),
-                                     &plan->ring);
+                                     block_bytes, plan->ring_count, &plan->ring);
 }
 
 /*
@@ -96,45 +112,44 @@ static ra_status_t create_ring(ra_softmax_ring_t *plan, int64_t *block_bytes)
  * descending positions for every document; else each rank starts at its own, to spread the load.
  */
 static ra_status_t create_prefix(ra_softmax_ring_t *plan, int64_t *block_bytes,
-                                 ra_block_stop_t *owners, ra_block_stop_t *borrowers)
+                                 ra_block_stop_t *borrowers)
 {
     const ra_layout_t *layout = plan->params.layout, *prefix = plan->params.prefix;
-    int ranks = layout->ranks, count = 0, borrower_count = 0;
+    int ranks = layout->ranks, borrower_count = 0;
     for (int i = 0; i < ranks; i++) {
         int owner = plan->params.reproducible ? ranks - 1 - i : (plan->rank - i + ranks) % ranks;
         int peer = (plan->rank + i) % ranks;
         block_bytes[i] = kv_bytes(plan, prefix->rows[i]);
         if (ra_softmax_schedule_needs(layout, prefix, plan->rank, owner, false)) {
-            owners[count++] = (ra_block_stop_t){.rank = owner, .step = i};
+            plan->prefix_stops[plan->prefix_count++] = (ra_block_stop_t){.rank = owner, .step = i};
         }
         if (i > 0 && ra_softmax_schedule_needs(layout, prefix, peer, plan->rank, false)) {
             int step = plan->params.reproducible ? ranks - 1 - plan->rank : i;
             borrowers[borrower_count++] = (ra_block_stop_t){.rank = peer, .step = step};
         }
     }
-    return ra_block_tour_create_direct(plan->comm, ra_stream_device(plan->stream),
-                                       RA_TAG_RING_PREFIX, block_bytes, owners, count, borrowers,
-                                       borrower_count, &plan->prefix);
+    return ra_block_tour_create_direct(
+        plan->comm, ra_stream_device(plan->stream), RA_TAG_RING_PREFIX, block_bytes,
+        plan->prefix_stops, plan->prefix_count, borrowers, borrower_count, &plan->prefix);
 }
 
 static ra_status_t create_tours(ra_softmax_ring_t *plan)
 {
     size_t ranks = (size_t)plan->params.layout->ranks;
     int64_t *block_bytes = calloc(ranks, sizeof(int64_t));
-    ra_block_stop_t *owners = calloc(ranks, sizeof(*owners));
+    plan->prefix_stops = calloc(ranks, sizeof(*plan->prefix_stops));
     ra_block_stop_t *borrowers = calloc(ranks, sizeof(*borrowers));
     ra_status_t status = RA_OK;
-    if (block_bytes == NULL || owners == NULL || borrowers == NULL) {
+    if (block_bytes == NULL || plan->prefix_stops == NULL || borrowers == NULL) {
         status = ra_fail(RA_ERR_NOMEM, "ring", "cannot allocate lists of %zu ranks", ranks);
     }
     if (status == RA_OK) {
         status = create_ring(plan, block_bytes);
     }
     if (status == RA_OK && plan->params.prefix != NULL) {
-        status = create_prefix(plan, block_bytes, owners, borrowers);
+        status = create_prefix(plan, block_bytes, borrowers);
     }
     free(block_bytes);
-    free(owners);
     free(borrowers);
     return status;
 }
@@ -146,7 +161,33 @@ static ra_status_t create_halo(ra_softmax_ring_t *plan)
     RA_TRY(ra_halo_create(plan->comm, plan->stream, params->layout, params->prefix,
                           params->window - 1, align, 2, &plan->halo));
     return ra_device_alloc(ra_stream_device(plan->stream), kv_bytes(plan, ra_halo_rows(plan->halo)),
-                           (void **)&plan->halo_kv);
+                           &plan->halo_kv);
+}
+
+/* The folds of a call in their order, which is that of the walks below. */
+static ra_status_t create_stages(ra_softmax_ring_t *plan)
+{
+    int size = plan->params.layout->ranks, count = 0;
+    ra_softmax_visit_t *visits =
+        calloc((size_t)(plan->ring_count + plan->prefix_count) + 2, sizeof(*visits));
+    if (visits == NULL) {
+        return ra_fail(RA_ERR_NOMEM, "ring", "cannot allocate visits of %d ranks", size);
+    }
+    if (plan->halo != NULL) {
+        visits[count++] = (ra_softmax_visit_t){RA_STAGE_RING, plan->rank};
+        visits[count++] = (ra_softmax_visit_t){RA_STAGE_HALO, plan->rank};
+    }
+    for (int i = 0; i < plan->ring_count; i++) {
+        visits[count++] = (ra_softmax_visit_t){RA_STAGE_RING, (plan->rank - i + size) % size};
+    }
+    for (int i = 0; i < plan->prefix_count; i++) {
+        visits[count++] = (ra_softmax_visit_t){RA_STAGE_PREFIX, plan->prefix_stops[i].rank};
+    }
+    ra_softmax_block_t shape = shape_of(plan);
+    ra_status_t status = ra_softmax_stages_create(plan->kernel, &shape, plan->schedule, visits,
+                                                  count, plan->stream, &plan->stages);
+    free(visits);
+    return status;
 }
 
 static ra_status_t fill_plan(ra_softmax_ring_t *plan)
@@ -169,6 +210,9 @@ static ra_status_t fill_plan(ra_softmax_ring_t *plan)
         .halo_rows = plan->halo != NULL ? ra_halo_rows(plan->halo) : 0,
     };
     RA_TRY(ra_softmax_schedule_create(&schedule, &plan->schedule));
+    if (ra_softmax_uses_lists(plan->kernel)) {
+        return create_stages(plan);
+    }
     int64_t state_bytes = plan->rows * params->heads * (int64_t)sizeof(float);
     ra_device_t *device = ra_stream_device(plan->stream);
     RA_TRY(ra_device_alloc(device, state_bytes, (void **)&plan->m));
@@ -207,6 +251,8 @@ void ra_softmax_ring_destroy(ra_softmax_ring_t *plan)
     ra_device_free(device, plan->m);
     ra_device_free(device, plan->l);
     ra_device_free(device, plan->halo_kv);
+    free(plan->prefix_stops);
+    ra_softmax_stages_destroy(plan->stages);
     ra_softmax_schedule_destroy(plan->schedule);
     ra_halo_destroy(plan->halo);
     ra_block_tour_destroy(plan->prefix);
@@ -219,38 +265,50 @@ static ra_softmax_state_t state_of(const ra_softmax_ring_t *plan, const ra_softm
     return (ra_softmax_state_t){.m = plan->m, .l = plan->l, .o = io->o, .o_stride = io->o_stride};
 }
 
-/* Fold the block that the schedule was last filled for. */
-static ra_status_t fold(ra_softmax_ring_t *plan, const ra_softmax_ring_io_t *io, const float *kv,
-                        int owner)
+static ra_status_t fold_block(ra_softmax_ring_t *plan, const ra_softmax_ring_io_t *io,
+                              ra_softmax_block_t *block)
 {
     const ra_softmax_schedule_t *schedule = plan->schedule;
     if (schedule->group_count == 0) {
         return RA_OK;
     }
-    int64_t row_floats = kv_row_floats(plan);
-    ra_softmax_block_t block = {.rows = plan->rows,
-                                .keys = schedule->keys,
-                                .heads = plan->params.heads,
-                                .kv_heads = plan->params.kv_heads,
-                                .head_dim = plan->params.head_dim,
-                                .scale = plan->params.scale,
-                                .dtype = RA_F32,
-                                .q = io->q,
-                                .k = kv,
-                                .v = kv + schedule->keys * row_floats,
-                                .q_stride = io->q_stride,
-                                .k_stride = row_floats,
-                                .v_stride = row_floats,
-                                .mask = {.row_lo = schedule->row_lo,
-                                         .row_hi = schedule->row_hi,
-                                         .key_pos = schedule->key_pos},
-                                .groups = schedule->groups,
-                                .group_count = schedule->group_count,
-                                .spans = schedule->spans};
+    block->mask = (ra_attention_mask_t){
+        .row_lo = schedule->row_lo, .row_hi = schedule->row_hi, .key_pos = schedule->key_pos};
+    block->groups = schedule->groups;
+    block->group_count = schedule->group_count;
+    block->spans = schedule->spans;
     ra_softmax_state_t state = state_of(plan, io);
+    return ra_softmax_fold(plan->kernel, block, &state, plan->stream);
+}
+
+/* Fold what was visited: [2][its keys][G * D]. */
+static ra_status_t fold(ra_softmax_ring_t *plan, const ra_softmax_ring_io_t *io, const void *kv,
+                        ra_softmax_visit_t visit)
+{
+    int stage = plan->stage++;
+    if (plan->stages == NULL) {
+        ra_softmax_visit_schedule(plan->schedule, visit);
+    }
+    ra_softmax_block_t block = shape_of(plan);
+    block.keys = plan->stages != NULL ? plan->stages->keys[stage] : plan->schedule->keys;
+    block.q = io->q;
+    block.q_stride = io->q_stride;
+    block.k = kv;
+    block.v = ra_dtype_at(kv, block.keys * block.k_stride, block.dtype);
+
     ra_span_t span = ra_trace_begin("softmax block");
-    ra_status_t status = ra_softmax_fold(plan->kernel, &block, &state, plan->stream);
-    ra_trace_end(span, plan->rank, RA_LANE_COMPUTE, owner);
+    ra_status_t status;
+    if (plan->stages != NULL) {
+        ra_softmax_cuda_call_t call = {.block = &block,
+                                       .out = io->o,
+                                       .out_dtype = plan->params.dtype,
+                                       .out_stride = io->o_stride,
+                                       .lse = io->lse};
+        status = ra_softmax_stages_fold(plan->stages, stage, &call);
+    } else {
+        status = fold_block(plan, io, &block);
+    }
+    ra_trace_end(span, plan->rank, RA_LANE_COMPUTE, visit.owner);
     return status;
 }
 
@@ -265,8 +323,8 @@ static ra_status_t walk(ra_softmax_ring_t *plan, const ra_softmax_ring_io_t *io,
         if (owner < 0) {
             return ra_block_tour_end(tour);
         }
-        ra_softmax_schedule_block(plan->schedule, of_prefix, owner);
-        RA_TRY(fold(plan, io, kv, owner));
+        ra_softmax_visit_t visit = {of_prefix ? RA_STAGE_PREFIX : RA_STAGE_RING, owner};
+        RA_TRY(fold(plan, io, kv, visit));
     }
 }
 
@@ -283,7 +341,7 @@ static ra_status_t walk_or_cancel(ra_softmax_ring_t *plan, const ra_softmax_ring
 /* The halo is in flight while the run's own keys are folded. */
 static ra_status_t fold_window(ra_softmax_ring_t *plan, const ra_softmax_ring_io_t *io)
 {
-    int64_t row_bytes = kv_row_floats(plan) * (int64_t)sizeof(float);
+    int64_t row_bytes = kv_row_bytes(plan);
     const ra_layout_t *prefix = plan->params.prefix;
     ra_halo_io_t fetch = {
         .row_bytes = row_bytes,
@@ -300,21 +358,31 @@ static ra_status_t fold_window(ra_softmax_ring_t *plan, const ra_softmax_ring_io
         ra_comm_abort(plan->comm, status);
         return status;
     }
-    ra_softmax_schedule_block(plan->schedule, false, plan->rank);
-    status = fold(plan, io, io->kv, plan->rank);
+    status = fold(plan, io, io->kv, (ra_softmax_visit_t){RA_STAGE_RING, plan->rank});
     if (status != RA_OK) {
         ra_comm_abort(plan->comm, status); /* ends the wait below */
         ra_halo_finish(plan->halo);
         return status;
     }
     RA_TRY_GOTO(ra_halo_finish(plan->halo), err_abort);
-    ra_softmax_schedule_halo(plan->schedule);
-    RA_TRY_GOTO(fold(plan, io, plan->halo_kv, plan->rank), err_abort);
+    RA_TRY_GOTO(fold(plan, io, plan->halo_kv, (ra_softmax_visit_t){RA_STAGE_HALO, plan->rank}),
+                err_abort);
     return RA_OK;
 
 err_abort:
     ra_comm_abort(plan->comm, status);
     return status;
+}
+
+static ra_status_t fold_all(ra_softmax_ring_t *plan, const ra_softmax_ring_io_t *io)
+{
+    plan->stage = 0;
+    if (plan->halo != NULL) {
+        RA_TRY(fold_window(plan, io));
+    } else {
+        RA_TRY(walk_or_cancel(plan, io, plan->ring, false));
+    }
+    return plan->prefix != NULL ? walk_or_cancel(plan, io, plan->prefix, true) : RA_OK;
 }
 
 ra_status_t ra_softmax_ring_run(ra_softmax_ring_t *plan, const ra_softmax_ring_io_t *io)
@@ -323,17 +391,14 @@ ra_status_t ra_softmax_ring_run(ra_softmax_ring_t *plan, const ra_softmax_ring_i
     ra_softmax_state_t state = state_of(plan, io);
     int64_t before = ra_clock_ns();
     plan->stats.calls++;
-    RA_TRY(ra_softmax_reset(plan->rows, params->heads, params->head_dim, &state, plan->stream));
-    if (plan->halo != NULL) {
-        RA_TRY(fold_window(plan, io));
+    if (plan->stages != NULL) { /* the first resets, the last finishes */
+        RA_TRY(fold_all(plan, io));
     } else {
-        RA_TRY(walk_or_cancel(plan, io, plan->ring, false));
+        RA_TRY(ra_softmax_reset(plan->rows, params->heads, params->head_dim, &state, plan->stream));
+        RA_TRY(fold_all(plan, io));
+        RA_TRY(ra_softmax_finish(plan->rows, params->heads, params->head_dim, &state, io->lse,
+                                 plan->stream));
     }
-    if (plan->prefix != NULL) {
-        RA_TRY(walk_or_cancel(plan, io, plan->prefix, true));
-    }
-    RA_TRY(ra_softmax_finish(plan->rows, params->heads, params->head_dim, &state, io->lse,
-                             plan->stream));
     plan->stats.total_ns += ra_clock_ns() - before;
     return RA_OK;
 }

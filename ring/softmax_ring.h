@@ -14,16 +14,21 @@
  *
  * Ranks that share memory (ra_comm_lends) exchange pointers; others copy into two landing buffers.
  *
- * Numerics  fp32. A row's bits depend on its own document, the rank count and the layout kind, and
- * never on other documents. With `reproducible` (contiguous and causal only) every row folds tiles
- * of keys one by one from its own tile downward, so they do not depend on the rank count or on how
- * much of the document is a cached prefix either.
- * Source    Ring Attention, arXiv 2310.01889; zigzag as in arXiv 2411.01783.
+ * On a GPU the communicator is attached to the plan's stream, and a call only queues work. What
+ * every fold of the plan needs is on the device once the plan is made. One rank without a prefix
+ * is one kernel that reads io->kv in place.
+ *
+ * Numerics  fp32 sums and states (GPUs: softmax_cuda.h). A row's bits depend on its own document,
+ * the rank count and the layout kind, and never on other documents. With `reproducible` (contiguous
+ * and causal only) every row folds tiles of keys one by one from its own tile downward, so they do
+ * not depend on the rank count or on how much of the document is a cached prefix either. Source
+ * Ring Attention, arXiv 2310.01889; zigzag as in arXiv 2411.01783.
  */
 #ifndef RA_RING_SOFTMAX_RING_H
 #define RA_RING_SOFTMAX_RING_H
 
 #include "base/device.h"
+#include "base/dtype.h"
 #include "comm/comm.h"
 #include "ring/layout.h"
 #include "ring/ring_stats.h"
@@ -41,17 +46,18 @@ typedef struct ra_softmax_ring_params {
     bool causal;    /**< required by window and reproducible */
     bool reproducible;
     const char *kernel; /**< row of the softmax kernel table; NULL means "auto" */
+    ra_dtype_t dtype;   /**< of q, k, v and o: F32, on a GPU also BF16 */
 } ra_softmax_ring_params_t;
 
-/** One call's tensors, fp32 on the stream's device. R = layout->rows[rank]; P = prefix rows. */
+/** One call's tensors on the stream's device. R = layout->rows[rank]; P = prefix rows. */
 typedef struct ra_softmax_ring_io {
-    const float *q; /**< [R, H, D] */
+    const void *q; /**< [R, H, D] */
     int64_t q_stride;
-    const float *kv;        /**< [2][R][G * D]: keys, then values; unchanged until the call ends */
-    const float *prefix_kv; /**< [2][P][G * D], or NULL without a prefix */
-    float *o;               /**< [R, H, D]; overlaps nothing */
-    int64_t o_stride;       /**< strides in floats */
-    float *lse;             /**< optional [H, R] */
+    const void *kv;        /**< [2][R][G * D]: keys, then values; unchanged until the call ends */
+    const void *prefix_kv; /**< [2][P][G * D], or NULL without a prefix */
+    void *o;               /**< [R, H, D]; overlaps nothing */
+    int64_t o_stride;      /**< strides in elements */
+    float *lse;            /**< optional [H, R] */
 } ra_softmax_ring_io_t;
 
 /**
@@ -68,8 +74,8 @@ ra_status_t ra_softmax_ring_create(ra_comm_t *comm, ra_stream_t *stream,
 void ra_softmax_ring_destroy(ra_softmax_ring_t *plan);
 
 /**
- * Collective: every rank calls, a rank without rows too. On return the kv blocks are the caller's
- * again. A rank that fails aborts the communicator.
+ * Collective: every rank calls, a rank without rows too. On return (GPU: in stream order) the kv
+ * blocks are the caller's again. A rank that fails aborts the communicator.
  * @retval RA_ERR_PEER  another rank failed; RA_ERR_TIMEOUT  a block did not come in time.
  */
 ra_status_t ra_softmax_ring_run(ra_softmax_ring_t *plan, const ra_softmax_ring_io_t *io);

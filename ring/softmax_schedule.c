@@ -64,7 +64,8 @@ ra_status_t ra_softmax_schedule_create(const ra_softmax_schedule_params_t *param
         schedule->row_hi = calloc((size_t)rows + 1, sizeof(int64_t));
         schedule->key_pos =
             calloc((size_t)ra_max_i64(keys, params->halo_rows) + 1, sizeof(int64_t));
-        schedule->groups = calloc((size_t)groups + 1, sizeof(ra_row_group_t));
+        /* twice: covering puts one more between each two and at the ends */
+        schedule->groups = calloc(2 * (size_t)groups + 2, sizeof(ra_row_group_t));
         schedule->spans = calloc((size_t)spans + 1, sizeof(ra_key_span_t));
     }
     if (schedule == NULL || schedule->base == NULL || schedule->row_lo == NULL ||
@@ -233,6 +234,21 @@ void ra_softmax_schedule_halo(ra_softmax_schedule_t *schedule)
             add_group(schedule, run->local + row, ra_min_i64(tile, run->count - row), spans,
                       first - lowest);
         }
+    }
+}
+
+void ra_softmax_schedule_cover(ra_softmax_schedule_t *schedule)
+{
+    int64_t rows = schedule->params.layout->rows[schedule->params.rank], covered = 0;
+    int64_t count = schedule->group_count; /* ascending rows, as the runs they come from */
+    for (int64_t i = 0; i <= count; i++) {
+        ra_row_group_t group =
+            i < count ? schedule->groups[i] : (ra_row_group_t){.row_begin = rows};
+        if (group.row_begin > covered) {
+            schedule->groups[schedule->group_count++] =
+                (ra_row_group_t){.row_begin = covered, .row_count = group.row_begin - covered};
+        }
+        covered = group.row_begin + group.row_count;
     }
 }
 

@@ -49,6 +49,9 @@ void ra_softmax_schedule_block(ra_softmax_schedule_t *schedule, bool of_prefix, 
 /** Fill in for the halo rows. */
 void ra_softmax_schedule_halo(ra_softmax_schedule_t *schedule);
 
+/** Add groups without spans for the rows in none, so that a fold reaches every row. */
+void ra_softmax_schedule_cover(ra_softmax_schedule_t *schedule);
+
 /** Whether a row of @a rank may see a key that @a owner holds in @a keys (layout or prefix). */
 bool ra_softmax_schedule_needs(const ra_layout_t *layout, const ra_layout_t *keys, int rank,
                                int owner, bool causal);

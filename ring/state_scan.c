@@ -6,7 +6,6 @@
 #include "base/trace.h"
 #include "ring/ring_tags.h"
 #include <stdlib.h>
-#include <string.h>
 
 /*
  * A slot holds the map of some tokens, S_out = e^G S_in + B: first G [H], then B [H, Dk, Dv].
@@ -41,6 +40,8 @@ struct ra_state_scan {
     int64_t *chain_slot; /* [runs of all ranks], in document order */
     int64_t slot_count;
     float *slots;                      /* [slot_count][header_floats + state_floats] */
+    float *totals;                     /* GPU: host copies of G, [slot_count][header_floats] */
+    float *device_totals;              /* GPU: the same on the device, in place of the headers */
     int64_t *slot_bytes, *slot_offset; /* [ranks] for the gather */
     float *landing;                    /* [landing_count][state_floats] */
     int64_t landing_count;
@@ -54,14 +55,16 @@ static int64_t slot_floats(const ra_state_scan_t *plan)
     return plan->header_floats + plan->state_floats;
 }
 
-static float *slot_total(const ra_state_scan_t *plan, int64_t slot)
-{
-    return plan->slots + slot * slot_floats(plan);
-}
-
 static float *slot_state(const ra_state_scan_t *plan, int64_t slot)
 {
-    return slot_total(plan, slot) + plan->header_floats;
+    return plan->slots + slot * slot_floats(plan) + plan->header_floats;
+}
+
+/* Where G of a slot is for ra_linear_carry(). */
+static float *slot_total(const ra_state_scan_t *plan, int64_t slot)
+{
+    return plan->device_totals != NULL ? plan->device_totals + slot * plan->header_floats
+                                       : plan->slots + slot * slot_floats(plan);
 }
 
 static ra_status_t check_params(const ra_comm_t *comm, const ra_state_scan_params_t *params)
@@ -147,6 +150,23 @@ static ra_status_t allocate_lists(ra_state_scan_t *plan)
     return RA_OK;
 }
 
+/* Decays that are the same for every token are known here, so that the totals of all slots, of
+ * other ranks too, are host arithmetic and one copy. */
+static ra_status_t allocate_totals(ra_state_scan_t *plan)
+{
+    int64_t bytes = plan->slot_count * plan->header_floats * (int64_t)sizeof(float);
+    if (plan->slot_count > 0 && plan->params.decay_per_token) {
+        return ra_fail(RA_ERR_UNSUPPORTED, "ring",
+                       "decays per token of documents on several ranks, or reproducible, on a GPU");
+    }
+    plan->totals = calloc(1, (size_t)bytes + 1);
+    if (plan->totals == NULL) {
+        return ra_fail(RA_ERR_NOMEM, "ring", "cannot allocate totals of %lld states",
+                       (long long)plan->slot_count);
+    }
+    return ra_device_alloc(ra_stream_device(plan->stream), bytes, (void **)&plan->device_totals);
+}
+
 static ra_status_t fill_plan(ra_state_scan_t *plan)
 {
     const ra_state_scan_params_t *params = &plan->params;
@@ -154,6 +174,7 @@ static ra_status_t fill_plan(ra_state_scan_t *plan)
     ra_linear_args_t shape = {.heads = params->heads,
                               .key_dim = params->key_dim,
                               .value_dim = params->value_dim,
+                              .dtype = params->dtype,
                               .scale = params->scale,
                               .log_decay_stride = params->decay_per_token ? params->heads : 0};
     RA_TRY(ra_linear_select(params->kernel == NULL ? "auto" : params->kernel,
@@ -174,6 +195,9 @@ static ra_status_t fill_plan(ra_state_scan_t *plan)
                        (long long)plan->slot_count);
     }
     RA_TRY(ra_device_alloc(device, bytes, (void **)&plan->slots));
+    if (ra_device_kind(device) == RA_DEVICE_CUDA) {
+        RA_TRY(allocate_totals(plan));
+    }
     return ra_device_alloc(device, plan->landing_count * plan->state_floats * 4,
                            (void **)&plan->landing);
 }
@@ -210,6 +234,8 @@ void ra_state_scan_destroy(ra_state_scan_t *plan)
     ra_device_t *device = ra_stream_device(plan->stream);
     ra_device_free(device, plan->slots);
     ra_device_free(device, plan->landing);
+    ra_device_free(device, plan->device_totals);
+    free(plan->totals);
     free(plan->runs);
     free(plan->arrivals);
     free(plan->departures);
@@ -227,6 +253,7 @@ static ra_linear_args_t args_of(const ra_state_scan_t *plan, const ra_state_scan
     return (ra_linear_args_t){.heads = params->heads,
                               .key_dim = params->key_dim,
                               .value_dim = params->value_dim,
+                              .dtype = params->dtype,
                               .scale = params->scale,
                               .q = io->q,
                               .k = io->k,
@@ -287,9 +314,38 @@ static void sum_decay(const ra_state_scan_t *plan, const ra_state_scan_io_t *io,
 static void add_summary(ra_state_scan_t *plan, const ra_state_scan_io_t *io, int64_t row,
                         int64_t count, int64_t slot, int64_t *segments)
 {
-    sum_decay(plan, io, row, count, slot_total(plan, slot));
+    if (plan->totals == NULL) {
+        sum_decay(plan, io, row, count, slot_total(plan, slot));
+    }
     plan->segments[(*segments)++] = (ra_linear_segment_t){
         .row_begin = row, .row_count = count, .state_out = slot_state(plan, slot)};
+}
+
+/* GPU: G of every slot that this rank folds, its own or gathered. */
+static ra_status_t upload_totals(ra_state_scan_t *plan, const ra_state_scan_io_t *io)
+{
+    const ra_layout_t *layout = plan->params.layout;
+    int64_t tile = layout->tile, bytes = plan->slot_count * plan->header_floats * 4;
+    if (plan->totals == NULL || plan->slot_count == 0) {
+        return RA_OK;
+    }
+    if (!plan->params.reproducible) {
+        for (int64_t i = 0; i < layout->document_run_begin[layout->document_count]; i++) {
+            int64_t slot = plan->chain_slot[i];
+            if (slot >= 0) {
+                sum_decay(plan, io, 0, layout->document_runs[i].count,
+                          plan->totals + slot * plan->header_floats);
+            }
+        }
+    }
+    for (int64_t i = 0; i < plan->run_count && plan->params.reproducible; i++) {
+        const own_run_t *own = &plan->runs[i];
+        for (int64_t t = 0; t < own->tiles; t++) {
+            sum_decay(plan, io, 0, ra_min_i64(tile, own->run->count - t * tile),
+                      plan->totals + (own->slot + t) * plan->header_floats);
+        }
+    }
+    return ra_stream_copy(plan->stream, plan->device_totals, plan->totals, bytes);
 }
 
 static ra_status_t carry(ra_state_scan_t *plan, const float *before, int64_t slot)
@@ -316,8 +372,7 @@ static ra_status_t keep_final(ra_state_scan_t *plan, float *final, const float *
     if (state != NULL) {
         return ra_stream_copy(plan->stream, final, state, bytes);
     }
-    memset(final, 0, (size_t)bytes);
-    return RA_OK;
+    return ra_stream_zero(plan->stream, final, bytes);
 }
 
 /* Default: fold the predecessors of this rank's runs, document by document. */
@@ -536,7 +591,10 @@ ra_status_t ra_state_scan_run(ra_state_scan_t *plan, const ra_state_scan_io_t *i
 {
     int64_t before = ra_clock_ns();
     plan->stats.calls++;
-    ra_status_t status = plan->params.reproducible ? scan_tiles(plan, io) : scan_runs(plan, io);
+    ra_status_t status = upload_totals(plan, io);
+    if (status == RA_OK) {
+        status = plan->params.reproducible ? scan_tiles(plan, io) : scan_runs(plan, io);
+    }
     if (status != RA_OK) {
         cancel(plan, status);
         return status;

@@ -10,16 +10,20 @@
  *
  * Documents that one rank owns whole are one forward pass and exchange nothing.
  *
- * Numerics  fp32. A row's bits depend on its document, the rank count and the layout kind. With
- * `reproducible` (contiguous only) documents are folded tile by tile, S <- e^G S + B of one tile,
- * and the folded state goes from rank to rank, so the bits do not depend on the rank count or on
- * where (at which tile) a document was cut for continuation. That keeps one state a tile.
- * Source    arXiv 2401.04658 (lightning attention-2), 2404.02882 (LASP), 2502.07563 (LASP-2).
+ * On a GPU the communicator is attached to the plan's stream and a call only queues work.
+ *
+ * Numerics  fp32 sums and states (GPUs: linear_cuda.h). A row's bits depend on its document, the
+ * rank count and the layout kind. With `reproducible` (contiguous only) documents are folded tile
+ * by tile, S <- e^G S + B of one tile, and the folded state goes from rank to rank, so the bits do
+ * not depend on the rank count or on where (at which tile) a document was cut for continuation.
+ * That keeps one state a tile. Source    arXiv 2401.04658 (lightning attention-2), 2404.02882
+ * (LASP), 2502.07563 (LASP-2).
  */
 #ifndef RA_RING_STATE_SCAN_H
 #define RA_RING_STATE_SCAN_H
 
 #include "base/device.h"
+#include "base/dtype.h"
 #include "comm/comm.h"
 #include "ring/layout.h"
 #include "ring/ring_stats.h"
@@ -36,30 +40,33 @@ typedef struct ra_state_scan_params {
      * token: what a cache that is continued later stores. */
     bool final_at_tile;
     const char *kernel; /**< row of the linear kernel table; NULL means "auto" */
+    ra_dtype_t dtype;   /**< of q, k, v and o: F32, on a GPU also BF16 */
 } ra_state_scan_params_t;
 
-/** One call's tensors, fp32; R = layout->rows[rank]; strides in floats between rows. */
+/** One call's tensors on the stream's device; R = layout->rows[rank]; strides in elements between
+ * rows. States are fp32; a constant log_decay is host memory. */
 typedef struct ra_state_scan_io {
-    const float *q, *k; /**< [R, H, Dk] */
-    const float *v;     /**< [R, H, Dv] */
+    const void *q, *k; /**< [R, H, Dk] */
+    const void *v;     /**< [R, H, Dv] */
     int64_t q_stride, k_stride, v_stride;
     const float *log_decay;   /**< [H], or [R, H] with decay_per_token; <= 0 */
     int64_t log_decay_stride; /**< with decay_per_token */
-    float *o;                 /**< [R, H, Dv]; may be exactly v */
+    void *o;                  /**< [R, H, Dv]; may be exactly v */
     int64_t o_stride;
-    /** Optional [documents]: state [H, Dk, Dv] before documents[d].first, entry NULL = zero. Every
-     * rank gives the same. */
+    /** Optional host array [documents]: state [H, Dk, Dv] on the device before documents[d].first,
+     * entry NULL = zero. Every rank gives the same. */
     const float *const *initial;
-    /** Optional [documents]: where the final state [H, Dk, Dv] goes, entry NULL = not wanted.
-     * Written on the rank of ra_layout_last_run(d) only; other ranks' entries are ignored.
-     * Which entries are wanted on that rank is its own affair. Documents with count 0: nobody.
-     * Overlaps no initial state. */
+    /** Optional host array [documents]: where on the device the final state [H, Dk, Dv] goes, entry
+     * NULL = not wanted. Written on the rank of ra_layout_last_run(d) only; other ranks' entries
+     * are ignored. Which entries are wanted on that rank is its own affair. Documents with count 0:
+     * nobody. Overlaps no initial state. */
     float *const *final_state;
 } ra_state_scan_io_t;
 
 /**
  * @param comm, stream  borrowed, outlive the plan.
- * @retval RA_ERR_UNSUPPORTED  no kernel, or reproducible with zigzag on more than one rank.
+ * @retval RA_ERR_UNSUPPORTED  no kernel, reproducible with zigzag on more than one rank, or
+ *                             decays per token of runs to be folded on a GPU.
  */
 ra_status_t ra_state_scan_create(ra_comm_t *comm, ra_stream_t *stream,
                                  const ra_state_scan_params_t *params, ra_state_scan_t **plan_p);

@@ -1,0 +1,49 @@
+/**
+ * @file  ring/softmax_stages.h
+ * @brief The folds of one call on a device that folds by lists, made once for all layers: stage i
+ *        is fold i. Internal to ring/.
+ *
+ * The first stage starts from no state and the last one writes the output, so that a call of one
+ * stage touches no state at all.
+ */
+#ifndef RA_RING_SOFTMAX_STAGES_H
+#define RA_RING_SOFTMAX_STAGES_H
+
+#include "attention/softmax_list.h"
+#include "ring/softmax_schedule.h"
+
+/** Whose keys a fold takes. */
+typedef enum ra_stage_source { RA_STAGE_RING, RA_STAGE_PREFIX, RA_STAGE_HALO } ra_stage_source_t;
+
+typedef struct ra_softmax_visit {
+    ra_stage_source_t source;
+    int owner;
+} ra_softmax_visit_t;
+
+typedef struct ra_softmax_stages {
+    ra_stream_t *stream;      /**< borrowed */
+    ra_softmax_list_t **list; /**< [count]; NULL where no row sees any of the keys */
+    int64_t *keys;            /**< [count] rows of the block of keys */
+    int count, first, last;   /**< first and last with a list; -1 when there is none */
+    ra_softmax_state_t state; /**< of several stages; owned */
+} ra_softmax_stages_t;
+
+/** Fill @a schedule for one visit. */
+void ra_softmax_visit_schedule(ra_softmax_schedule_t *schedule, ra_softmax_visit_t visit);
+
+/**
+ * @param shape   heads, kv_heads, head_dim, scale and dtype of every fold.
+ * @param visits  [count] in the order in which they will be folded; read during the call.
+ */
+ra_status_t ra_softmax_stages_create(const ra_softmax_kernel_t *kernel,
+                                     const ra_softmax_block_t *shape,
+                                     ra_softmax_schedule_t *schedule,
+                                     const ra_softmax_visit_t *visits, int count,
+                                     ra_stream_t *stream, ra_softmax_stages_t **stages_p);
+/** Accepts NULL. */
+void ra_softmax_stages_destroy(ra_softmax_stages_t *stages);
+/** Fold stage @a i: @a call has block (q, k, v and sizes), out, out_dtype, out_stride and lse. */
+ra_status_t ra_softmax_stages_fold(const ra_softmax_stages_t *stages, int i,
+                                   const ra_softmax_cuda_call_t *call);
+
+#endif
