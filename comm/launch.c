@@ -45,24 +45,39 @@ static ra_status_t find_address(ra_launch_t *launch, int local_size)
     return RA_OK;
 }
 
+/* The first convention that gives a rank and a size, or -1. */
+static int find_convention(void)
+{
+    for (int i = 0; i < (int)RA_ARRAY_LEN(conventions); i++) {
+        if (number_of(conventions[i].rank) >= 0 && number_of(conventions[i].size) >= 1) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+int ra_launch_size(void)
+{
+    int found = find_convention();
+    return found < 0 ? 1 : number_of(conventions[found].size);
+}
+
 ra_status_t ra_launch_find(ra_launch_t *launch)
 {
+    int found = find_convention();
     *launch = (ra_launch_t){.size = 1, .port = DEFAULT_PORT, .started = "no launcher"};
-    for (size_t i = 0; i < RA_ARRAY_LEN(conventions); i++) {
-        int rank = number_of(conventions[i].rank), size = number_of(conventions[i].size);
-        if (rank < 0 || size < 1) {
-            continue;
-        }
-        launch->started = conventions[i].started;
-        launch->rank = rank;
-        launch->size = size;
-        int local = number_of(conventions[i].local_rank);
-        launch->local_rank = local >= 0 ? local : rank;
-        if (rank >= size) {
-            return ra_fail(RA_ERR_USAGE, "comm", "%s=%d is not below %s=%d", conventions[i].rank,
-                           rank, conventions[i].size, size);
-        }
-        return size == 1 ? RA_OK : find_address(launch, number_of(conventions[i].local_size));
+    if (found < 0) {
+        return RA_OK;
     }
-    return RA_OK;
+    launch->started = conventions[found].started;
+    launch->rank = number_of(conventions[found].rank);
+    launch->size = number_of(conventions[found].size);
+    int local_rank = number_of(conventions[found].local_rank);
+    launch->local_rank = local_rank >= 0 ? local_rank : launch->rank;
+    if (launch->rank >= launch->size) {
+        return ra_fail(RA_ERR_USAGE, "comm", "%s=%d is not below %s=%d", conventions[found].rank,
+                       launch->rank, conventions[found].size, launch->size);
+    }
+    return launch->size == 1 ? RA_OK
+                             : find_address(launch, number_of(conventions[found].local_size));
 }

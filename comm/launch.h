@@ -15,6 +15,9 @@ typedef struct ra_launch {
     const char *started; /**< name of the launcher's convention, for messages */
 } ra_launch_t;
 
+/** Processes that the launcher started, by what it says; 1 without a launcher. */
+int ra_launch_size(void);
+
 /**
  * Read the environment: RANK, WORLD_SIZE (torchrun), OMPI_COMM_WORLD_*, PMI_*, SLURM_*. A process
  * without a launcher is rank 0 of 1.

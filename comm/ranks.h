@@ -22,7 +22,8 @@ typedef ra_status_t (*ra_rank_func_t)(ra_comm_t *comm, void *arg);
  */
 ra_status_t ra_ranks_run(const char *transport, int ranks, ra_rank_func_t func, void *arg);
 
-/** The row that @a name means for ranks with devices of @a kind: "auto" is then settled. */
+/** The row that @a name means for ranks with devices of @a kind: on GPUs "auto" is peer, or nccl
+ * where a launcher started several processes. Other names are returned as they are. */
 const char *ra_transport_choose(const char *name, ra_device_kind_t kind);
 
 /** For listing: row @a index of the transport table, false past the end. */

@@ -37,7 +37,10 @@ ra_status_t ra_transport_find(const char *name, const ra_transport_ops_t **ops_p
 
 const char *ra_transport_choose(const char *name, ra_device_kind_t kind)
 {
-    return strcmp(name, "auto") == 0 && kind == RA_DEVICE_CUDA ? "peer" : name;
+    if (strcmp(name, "auto") != 0 || kind == RA_DEVICE_CPU) {
+        return name;
+    }
+    return ra_launch_size() == 1 ? "peer" : "nccl";
 }
 
 bool ra_transport_list(int index, const char **name_p, const char **doc_p)

@@ -4,8 +4,8 @@
 #include "tests/test_support.h"
 #include <arpa/inet.h>
 #include <signal.h>
-#include <stdbool.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>

@@ -670,6 +670,19 @@ static void an_unknown_transport_is_refused_with_the_list(void **state)
     assert_int_equal(ra_ranks_run("auto", 2, do_nothing, NULL), RA_OK);
 }
 
+static void the_device_and_the_launcher_settle_auto(void **state)
+{
+    (void)state;
+    assert_string_equal(ra_transport_choose("auto", RA_DEVICE_CPU), "auto");
+    assert_string_equal(ra_transport_choose("local", RA_DEVICE_CUDA), "local");
+    assert_string_equal(ra_transport_choose("auto", RA_DEVICE_CUDA), "peer");
+    setenv("RANK", "0", 1);
+    setenv("WORLD_SIZE", "2", 1);
+    assert_string_equal(ra_transport_choose("auto", RA_DEVICE_CUDA), "nccl");
+    unsetenv("RANK");
+    unsetenv("WORLD_SIZE");
+}
+
 static ra_status_t look_at_row(ra_comm_t *comm, void *arg)
 {
     (void)arg;
@@ -698,6 +711,7 @@ int main(void)
         cmocka_unit_test(an_abort_does_not_pull_a_block_from_under_its_reader),
         cmocka_unit_test(all_pairs_many_times_over),
         cmocka_unit_test(an_unknown_transport_is_refused_with_the_list),
+        cmocka_unit_test(the_device_and_the_launcher_settle_auto),
     };
     int failed = 0;
     const char *doc;
