@@ -34,6 +34,12 @@ const char *ra_dtype_name(ra_dtype_t dtype);
 /** @return 0, or -1 when @a name is none of the table. */
 int ra_dtype_parse(const char *name, ra_dtype_t *dtype);
 
+/** Address of element @a index of an array of @a dtype. */
+static inline void *ra_dtype_at(const void *array, int64_t index, ra_dtype_t dtype)
+{
+    return (void *)((uintptr_t)array + (uintptr_t)(index * ra_dtype_bytes(dtype)));
+}
+
 static inline float ra_bf16_to_f32(uint16_t bits)
 {
     uint32_t wide = (uint32_t)bits << 16;

@@ -31,6 +31,12 @@
       "off|on", NULL, RA_FOR_MODEL, RA_SYSTEM, "split experts over ranks instead of sharing them") \
     X(DEVICE, "device", "--device", RA_TYPE_CHOICE, "cpu", 0, 0, "cpu|cuda", NULL, RA_FOR_MODEL,   \
       RA_SYSTEM, "where kernels run")                                                              \
+    X(DTYPE, "dtype", "--dtype", RA_TYPE_CHOICE, "auto", 0, 0, "auto|f32|bf16", NULL,              \
+      RA_FOR_MODEL, RA_SYSTEM,                                                                     \
+      "number format of activations; auto: bf16 on cuda, f32 on the cpu")                          \
+    X(RANDOM_WEIGHTS, "model.random_weights", "--random-weights", RA_TYPE_TEXT, "", 0, 0, NULL,    \
+      "SEED", RA_FOR_MODEL, RA_SYSTEM,                                                             \
+      "make weights from SEED instead of reading them: runs any config.json")                      \
     X(TRANSPORT, "comm.transport", "--transport", RA_TYPE_TEXT, "auto", 0, 0, NULL, "NAME",        \
       RA_FOR_MODEL | RA_FOR_DOCTOR, RA_SYSTEM, "how ranks exchange bytes; doctor lists the rows")  \
     X(TIMEOUT, "comm.timeout", "--timeout", RA_TYPE_REAL, "0", 0, 1e6, NULL, "SECONDS",            \

@@ -1,8 +1,10 @@
 #include "cli/model_choice.h"
 
+#include "base/device.h"
 #include "cli/launcher.h"
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -69,11 +71,22 @@ ra_decay_factor_t ra_decay_factor_of(const ra_settings_t *settings)
 
 ra_status_t ra_run_check(const ra_settings_t *settings)
 {
+    int count;
     RA_TRY(ra_launcher_check());
-    if (strcmp(ra_settings_text(settings, RA_SET_DEVICE), "cuda") == 0) {
-        return ra_fail(RA_ERR_UNSUPPORTED, "device",
-                       "--device cuda: this build has no CUDA kernels; use --device cpu");
+    return ra_device_count(ra_settings_text(settings, RA_SET_DEVICE), &count);
+}
+
+/* A seed is a whole number below 2^64. */
+static ra_status_t read_seed(const char *text, uint64_t *seed_p)
+{
+    char *end = NULL;
+    errno = 0;
+    unsigned long long seed = strtoull(text, &end, 10);
+    if (errno != 0 || *end != '\0' || text[0] < '0' || text[0] > '9') {
+        return ra_fail(RA_ERR_USAGE, "model",
+                       "--random-weights %s: a seed is a whole number from 0 to 2^64 - 1", text);
     }
+    *seed_p = seed;
     return RA_OK;
 }
 
@@ -87,6 +100,12 @@ ra_status_t ra_session_open_chosen(const ra_settings_t *settings, const char *mo
     ra_session_options_default(&options);
     options.model_dir = model_dir;
     options.device = ra_settings_text(settings, RA_SET_DEVICE);
+    options.dtype = ra_settings_text(settings, RA_SET_DTYPE);
+    const char *seed = ra_settings_text_or_null(settings, RA_SET_RANDOM_WEIGHTS);
+    if (seed != NULL) {
+        RA_TRY(read_seed(seed, &options.seed));
+        options.random_weights = true;
+    }
     options.transport = ra_settings_text(settings, RA_SET_TRANSPORT);
     options.gemm_kernel = ra_settings_text(settings, RA_SET_GEMM_KERNEL);
     options.softmax_kernel = ra_settings_text(settings, RA_SET_SOFTMAX_KERNEL);

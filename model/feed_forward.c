@@ -7,21 +7,23 @@ static ra_status_t dense_rows(ra_forward_t *f, const ra_prepared_layer_t *layer,
 {
     ra_stream_t *stream = f->params.stream;
     int64_t hidden = f->params.config->hidden_size, width = f->params.config->intermediate_size;
-    float *gate = f->wide, *up = f->wide + width;
+    void *gate = f->wide, *up = ra_dtype_at(f->wide, width, f->act);
     ra_gemm_job_t in[2] = {{.weight = layer->mlp.gate, .y = gate},
                            {.weight = layer->mlp.up, .y = up}};
 
     for (int i = 0; i < 2; i++) {
         in[i].x = f->normed;
         in[i].x_stride = hidden;
+        in[i].x_dtype = in[i].y_dtype = f->act;
         in[i].rows = n;
         in[i].y_stride = 2 * width;
     }
     RA_TRY(ra_gemm(in, 2, false, stream));
-    RA_TRY(ra_op_silu_mul(gate, 2 * width, up, 2 * width, n, width, RA_F32, stream));
+    RA_TRY(ra_op_silu_mul(gate, 2 * width, up, 2 * width, n, width, f->act, stream));
     ra_gemm_job_t out = {.weight = layer->mlp.down,
                          .x = gate,
                          .x_stride = 2 * width,
+                         .x_dtype = f->act,
                          .rows = n,
                          .y = x,
                          .y_stride = hidden};
@@ -52,11 +54,11 @@ ra_status_t ra_feed_forward(ra_forward_t *f, const ra_prepared_layer_t *layer, f
     int64_t rows =
         layer->moe != NULL && f->params.expert_parallel ? f->params.layout->max_rows : f->rows;
 
-    for (int64_t begin = 0; begin < rows; begin += RA_FORWARD_TILE) {
-        int64_t n = ra_max_i64(0, ra_min_i64(RA_FORWARD_TILE, f->rows - begin));
+    for (int64_t begin = 0; begin < rows; begin += f->tile) {
+        int64_t n = ra_max_i64(0, ra_min_i64(f->tile, f->rows - begin));
         float *x = n > 0 ? f->x + begin * hidden : f->x;
         RA_TRY(ra_op_rms_norm(x, hidden, n, hidden, layer->post_attention_norm,
-                              f->params.config->rms_norm_eps, f->normed, hidden, RA_F32,
+                              f->params.config->rms_norm_eps, f->normed, hidden, f->act,
                               f->params.stream));
         if (layer->moe == NULL) {
             RA_TRY(dense_rows(f, layer, x, n));

@@ -7,19 +7,24 @@
 #include <math.h>
 #include <stdlib.h>
 
-/* Allocate `count` floats on the device and add them to the plan's bytes. */
-static ra_status_t allocate(ra_forward_t *f, int64_t rows, int64_t channels, float **memory_p)
+/* Allocate on the device and add to the plan's bytes. */
+static ra_status_t allocate(ra_forward_t *f, int64_t rows, int64_t channels, ra_dtype_t dtype,
+                            void **memory_p)
 {
     int64_t count, bytes;
-    if (!ra_mul_ok(rows, channels, &count) || !ra_mul_ok(count, (int64_t)sizeof(float), &bytes)) {
-        return ra_fail(RA_ERR_NOMEM, "forward", "a buffer of %lld x %lld floats passes 2^63 bytes",
-                       (long long)rows, (long long)channels);
+    if (!ra_mul_ok(rows, channels, &count) || !ra_mul_ok(count, ra_dtype_bytes(dtype), &bytes)) {
+        return ra_fail(RA_ERR_NOMEM, "forward", "a buffer of %lld x %lld %s passes 2^63 bytes",
+                       (long long)rows, (long long)channels, ra_dtype_name(dtype));
     }
-    void *memory = NULL;
-    RA_TRY(ra_device_alloc(f->params.device, bytes, &memory));
-    *memory_p = memory;
+    RA_TRY(ra_device_alloc(f->params.device, bytes, memory_p));
     f->bytes += bytes;
     return RA_OK;
+}
+
+static ra_status_t allocate_floats(ra_forward_t *f, int64_t rows, int64_t channels,
+                                   float **memory_p)
+{
+    return allocate(f, rows, channels, RA_F32, (void **)memory_p);
 }
 
 static bool has_layer(const ra_model_config_t *config, ra_mixer_t mixer, bool windowed)
@@ -54,6 +59,7 @@ static ra_status_t create_ring(ra_forward_t *f, int64_t window, ra_softmax_ring_
                                        .window = window,
                                        .causal = true,
                                        .reproducible = f->params.reproducible,
+                                       .dtype = f->act,
                                        .kernel = f->params.softmax_kernel};
     return ra_softmax_ring_create(f->params.comm, f->params.stream, &params, ring_p);
 }
@@ -77,13 +83,14 @@ static ra_status_t create_plans(ra_forward_t *f)
                                          .scale = (float)(1.0 / sqrt((double)config->head_dim)),
                                          .reproducible = f->params.reproducible,
                                          .final_at_tile = cache != NULL,
+                                         .dtype = f->act,
                                          .kernel = f->params.linear_kernel};
         RA_TRY(ra_state_scan_create(f->params.comm, f->params.stream, &params, &f->scan));
     }
     if (config->experts > 0) {
         ra_moe_shape_t shape = ra_model_moe_shape(config);
         ra_comm_t *comm = f->params.expert_parallel ? f->params.comm : NULL;
-        RA_TRY(ra_moe_plan_create(&shape, 0, f->params.device, comm, &f->moe));
+        RA_TRY(ra_moe_plan_create(&shape, 0, f->act, f->params.device, comm, &f->moe));
         f->bytes += ra_moe_plan_bytes(f->moe);
     }
     return RA_OK;
@@ -95,27 +102,34 @@ static ra_status_t allocate_buffers(ra_forward_t *f)
     ra_device_kind_t kind = ra_device_kind(f->params.device);
     int64_t q_width = config->heads * config->head_dim;
     int64_t kv_width = config->kv_heads * config->head_dim;
-    int64_t tile = ra_min_i64(RA_FORWARD_TILE, ra_max_i64(1, f->rows));
+    int64_t tile = ra_min_i64(f->tile, ra_max_i64(1, f->rows));
     int64_t head_tile = ra_min_i64(f->head_tile, ra_max_i64(1, f->rows));
     int64_t head_block = ra_min_i64(ra_head_block(kind), config->vocab_size);
     int64_t softmax_width = 2 * q_width + 2 * kv_width;
     int64_t wide = ra_max_i64(q_width + 2 * kv_width, 2 * config->intermediate_size);
 
-    RA_TRY(allocate(f, f->rows, config->hidden_size, &f->x));
-    RA_TRY(allocate(f, f->rows, config->rope.rotary_dim, &f->rope));
-    RA_TRY(allocate(f, f->rows, ra_max_i64(softmax_width, 3 * q_width), &f->mixer));
+    int64_t prefix_rows = f->params.prefix != NULL ? f->params.prefix->rows[f->rank] : 0;
+
+    RA_TRY(allocate_floats(f, f->rows, config->hidden_size, &f->x));
+    RA_TRY(allocate_floats(f, f->rows, config->rope.rotary_dim, &f->rope));
+    RA_TRY(allocate(f, f->rows, ra_max_i64(softmax_width, 3 * q_width), f->act, &f->mixer));
     if (f->params.prefix != NULL) {
-        int64_t prefix_rows = f->params.prefix->rows[f->rank];
-        RA_TRY(allocate(f, prefix_rows, 2 * kv_width, &f->prefix_kv));
+        RA_TRY(allocate(f, prefix_rows, 2 * kv_width, f->act, &f->prefix_kv));
     }
-    RA_TRY(allocate(f, ra_max_i64(tile, head_tile), config->hidden_size, &f->normed));
-    RA_TRY(allocate(f, tile, wide, &f->wide));
-    RA_TRY(allocate(f, head_tile, head_block, &f->head));
-    RA_TRY(allocate(f, head_tile, 1, &f->lse_m));
-    RA_TRY(allocate(f, head_tile, 1, &f->lse_l));
-    RA_TRY(allocate(f, head_tile, 1, &f->picked));
-    RA_TRY(allocate(f, tile, 1, &f->gap));
-    return allocate(f, config->heads, config->head_dim * config->head_dim, &f->state);
+    RA_TRY(allocate(f, ra_max_i64(tile, head_tile), config->hidden_size, f->act, &f->normed));
+    RA_TRY(allocate(f, tile, wide, f->act, &f->wide));
+    RA_TRY(allocate_floats(f, head_tile, head_block, &f->head));
+    RA_TRY(allocate_floats(f, head_tile, 1, &f->lse_m));
+    RA_TRY(allocate_floats(f, head_tile, 1, &f->lse_l));
+    RA_TRY(allocate_floats(f, head_tile, 1, &f->picked));
+    RA_TRY(allocate_floats(f, tile, 1, &f->gap));
+    RA_TRY(allocate_floats(f, config->heads, config->head_dim * config->head_dim, &f->state));
+    if (f->params.cache == NULL) {
+        return RA_OK;
+    }
+    return ra_cache_exchange_create(
+        f->params.cache, f->rank, f->act, kv_width, ra_max_i64(f->rows, prefix_rows),
+        config->heads * config->head_dim * config->head_dim, f->params.stream, &f->exchange);
 }
 
 /* Positions pass through device memory once. */
@@ -167,8 +181,10 @@ ra_status_t ra_forward_create(const ra_forward_params_t *params, ra_forward_t **
     f->params = *params;
     f->rank = ra_comm_rank(params->comm);
     f->rows = params->layout->rows[f->rank];
-    f->head_tile =
-        ra_device_kind(params->device) == RA_DEVICE_CUDA ? RA_HEAD_TILE_CUDA : RA_HEAD_TILE;
+    f->act = params->act;
+    bool cuda = ra_device_kind(params->device) == RA_DEVICE_CUDA;
+    f->tile = cuda ? RA_FORWARD_TILE_CUDA : RA_FORWARD_TILE;
+    f->head_tile = cuda ? RA_HEAD_TILE_CUDA : RA_HEAD_TILE;
 
     ra_status_t status;
     RA_TRY_GOTO(create_plans(f), err_destroy);
@@ -187,11 +203,12 @@ void ra_forward_destroy(ra_forward_t *f)
     if (f == NULL) {
         return;
     }
-    float *const buffers[] = {f->x,    f->rope,  f->mixer, f->prefix_kv, f->normed, f->wide,
-                              f->head, f->lse_m, f->lse_l, f->picked,    f->gap,    f->state};
+    void *const buffers[] = {f->x,    f->rope,  f->mixer, f->prefix_kv, f->normed, f->wide,
+                             f->head, f->lse_m, f->lse_l, f->picked,    f->gap,    f->state};
     for (size_t i = 0; i < RA_ARRAY_LEN(buffers); i++) {
         ra_device_free(f->params.device, buffers[i]);
     }
+    ra_cache_exchange_destroy(f->exchange);
     ra_softmax_ring_destroy(f->full_ring);
     ra_softmax_ring_destroy(f->window_ring);
     ra_state_scan_destroy(f->scan);
@@ -200,19 +217,21 @@ void ra_forward_destroy(ra_forward_t *f)
 }
 
 ra_status_t ra_project_rows(ra_forward_t *f, const ra_prepared_layer_t *layer,
-                            const ra_gemm_weight_t *weight, int64_t begin, int64_t n, float *y,
+                            const ra_gemm_weight_t *weight, int64_t begin, int64_t n, void *y,
                             int64_t y_stride)
 {
     int64_t hidden = f->params.config->hidden_size;
     RA_TRY(ra_op_rms_norm(f->x + begin * hidden, hidden, n, hidden, layer->input_norm,
-                          f->params.config->rms_norm_eps, f->normed, hidden, RA_F32,
+                          f->params.config->rms_norm_eps, f->normed, hidden, f->act,
                           f->params.stream));
     ra_gemm_job_t job = {.weight = weight,
                          .x = f->normed,
                          .x_stride = hidden,
+                         .x_dtype = f->act,
                          .rows = n,
                          .y = y,
-                         .y_stride = y_stride};
+                         .y_stride = y_stride,
+                         .y_dtype = f->act};
     return ra_gemm(&job, 1, false, f->params.stream);
 }
 
@@ -248,6 +267,7 @@ ra_status_t ra_forward_run(ra_forward_t *f, const ra_forward_io_t *io)
             return RA_ERR_STOPPED;
         }
         RA_TRY(run_layer(f, l, io->routing_gap));
+        RA_TRY(ra_stream_sync(f->params.stream)); /* so that progress is what was done */
         atomic_fetch_add_explicit(&control->rows_done, f->rows, memory_order_relaxed);
     }
     return ra_lm_head(f, io);

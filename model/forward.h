@@ -29,7 +29,8 @@ typedef struct ra_forward_control {
 
 /**
  * Cached prefixes in, caches out; all members may be NULL. Called by the rank that runs the layer.
- * kv blocks are [2][rows][kv_heads * head_dim] fp32, keys normed and rotated.
+ * All arrays are fp32 in host memory; kv blocks are [2][rows][kv_heads * head_dim], keys normed and
+ * rotated.
  */
 typedef struct ra_forward_cache {
     void *arg;
@@ -53,6 +54,7 @@ typedef struct ra_forward_params {
     const ra_layout_t *layout;
     const ra_layout_t *prefix;       /**< NULL: no document has a cached prefix */
     const ra_forward_cache_t *cache; /**< NULL: none; otherwise the layout has one document */
+    ra_dtype_t act;                  /**< of activations: F32, or BF16 on a GPU */
     bool expert_parallel;
     bool reproducible;
     const char *softmax_kernel, *linear_kernel;
@@ -66,6 +68,8 @@ ra_status_t ra_forward_create(const ra_forward_params_t *params, ra_forward_t **
 /** Accepts NULL. */
 void ra_forward_destroy(ra_forward_t *forward);
 
+/** One call's arrays, in the memory of the stream's device; results are there after a
+ * ra_stream_sync(). */
 typedef struct ra_forward_io {
     const int32_t *token;  /**< [rows] */
     const int32_t *target; /**< [rows] token to score, or -1; NULL: nothing is scored */

@@ -3,28 +3,36 @@
 #ifndef RA_MODEL_FORWARD_PLAN_H
 #define RA_MODEL_FORWARD_PLAN_H
 
+#include "model/cache_exchange.h"
 #include "model/forward.h"
 #include "ring/softmax_ring.h"
 #include "ring/state_scan.h"
 
-/** Rows a row-wise step and the LM head handle at once. */
-enum { RA_FORWARD_TILE = 2048, RA_HEAD_TILE = 512, RA_HEAD_TILE_CUDA = 8192 };
+/** Rows a row-wise step and the LM head handle at once; a GPU needs many to be busy. */
+enum {
+    RA_FORWARD_TILE = 2048,
+    RA_HEAD_TILE = 512,
+    RA_FORWARD_TILE_CUDA = 32768,
+    RA_HEAD_TILE_CUDA = 8192
+};
 
 struct ra_forward {
     ra_forward_params_t params;
     int rank;
     int64_t rows;
-    int64_t head_tile; /**< rows the LM head handles at once */
-    float *x;          /**< [rows, C] residual stream */
-    float *rope;       /**< [rows, R] cosines and sines of the rows' positions */
-    float *mixer;      /**< softmax: q, o [rows, H D] and kv; linear: qkv [rows, 3 H D] */
-    float *prefix_kv;  /**< [2][prefix rows][Hk D] */
-    float *normed;     /**< [larger tile, C] */
-    float *wide;       /**< [tile, widest product of a row-wise step] */
-    float *head;       /**< [head tile, ra_head_block()] logits */
+    ra_dtype_t act;          /**< of activations, params.act; all the rest is fp32 */
+    int64_t tile, head_tile; /**< rows a row-wise step and the LM head handle at once */
+    float *x;                /**< [rows, C] residual stream */
+    float *rope;             /**< [rows, R] cosines and sines of the rows' positions */
+    void *mixer;     /**< act; softmax: q, o [rows, H D] and kv; linear: qkv [rows, 3 H D] */
+    void *prefix_kv; /**< act [2][prefix rows][Hk D] */
+    void *normed;    /**< act [larger tile, C] */
+    void *wide;      /**< act [tile, widest product of a row-wise step] */
+    float *head;     /**< [head tile, ra_head_block()] logits */
     float *lse_m, *lse_l, *picked; /**< [head tile] */
     float *gap;                    /**< [tile] routing gaps of one layer */
     float *state;                  /**< [H, D, D] final state of a linear layer */
+    ra_cache_exchange_t *exchange; /**< with a cache */
     int64_t bytes;
     ra_softmax_ring_t *full_ring;   /**< softmax layers without a window */
     ra_softmax_ring_t *window_ring; /**< softmax layers with one */
@@ -35,7 +43,7 @@ struct ra_forward {
 /** y [n, out] = rms(x) W^T of rows [begin, begin + n) of the residual stream, with the input norm.
  */
 ra_status_t ra_project_rows(ra_forward_t *f, const ra_prepared_layer_t *layer,
-                            const ra_gemm_weight_t *weight, int64_t begin, int64_t n, float *y,
+                            const ra_gemm_weight_t *weight, int64_t begin, int64_t n, void *y,
                             int64_t y_stride);
 /** x += attention(rms(x)) of softmax layer @a l. */
 ra_status_t ra_mixer_softmax(ra_forward_t *f, int64_t l, const ra_prepared_layer_t *layer);

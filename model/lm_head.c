@@ -15,6 +15,7 @@ static ra_gemm_job_t block_product(const ra_forward_t *f, const ra_gemm_weight_t
     return (ra_gemm_job_t){.weight = block,
                            .x = f->normed,
                            .x_stride = f->params.config->hidden_size,
+                           .x_dtype = f->act,
                            .rows = n,
                            .y = y,
                            .y_stride = ra_gemm_weight_out(block)};
@@ -25,7 +26,7 @@ static ra_status_t norm_rows(ra_forward_t *f, int64_t begin, int64_t n)
     int64_t hidden = f->params.config->hidden_size;
     RA_TRY(ra_op_rms_norm(f->x + begin * hidden, hidden, n, hidden,
                           ra_prepared_final_norm(f->params.weights), f->params.config->rms_norm_eps,
-                          f->normed, hidden, RA_F32, f->params.stream));
+                          f->normed, hidden, f->act, f->params.stream));
     return ra_op_lse_reset(f->lse_m, f->lse_l, f->picked, n, f->params.stream);
 }
 

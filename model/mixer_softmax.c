@@ -5,7 +5,7 @@
 
 /* Where q, o and the key/value block of this layer lie inside f->mixer. */
 typedef struct softmax_buffers {
-    float *q, *o, *kv;
+    void *q, *o, *kv;
     int64_t q_width, kv_width; /* H D and Hk D */
 } softmax_buffers_t;
 
@@ -15,8 +15,8 @@ static softmax_buffers_t place_buffers(const ra_forward_t *f)
     softmax_buffers_t b = {.q_width = config->heads * config->head_dim,
                            .kv_width = config->kv_heads * config->head_dim};
     b.q = f->mixer;
-    b.o = b.q + f->rows * b.q_width;
-    b.kv = b.o + f->rows * b.q_width;
+    b.o = ra_dtype_at(b.q, f->rows * b.q_width, f->act);
+    b.kv = ra_dtype_at(b.o, f->rows * b.q_width, f->act);
     return b;
 }
 
@@ -31,42 +31,42 @@ static ra_status_t project_rows(ra_forward_t *f, const ra_prepared_layer_t *laye
 
     RA_TRY(ra_project_rows(f, layer, layer->qkv, begin, n, f->wide, width));
     ra_op_heads_t parts[3] = {{.x = f->wide,
-                               .y = b->q + begin * b->q_width,
+                               .y = ra_dtype_at(b->q, begin * b->q_width, f->act),
                                .y_stride = b->q_width,
                                .heads = config->heads,
                                .weight = layer->q_norm,
                                .rotate = true},
-                              {.x = f->wide + b->q_width,
-                               .y = b->kv + begin * b->kv_width,
+                              {.x = ra_dtype_at(f->wide, b->q_width, f->act),
+                               .y = ra_dtype_at(b->kv, begin * b->kv_width, f->act),
                                .y_stride = b->kv_width,
                                .heads = config->kv_heads,
                                .weight = layer->k_norm,
                                .rotate = true},
-                              {.x = f->wide + b->q_width + b->kv_width,
-                               .y = b->kv + (f->rows + begin) * b->kv_width,
+                              {.x = ra_dtype_at(f->wide, b->q_width + b->kv_width, f->act),
+                               .y = ra_dtype_at(b->kv, (f->rows + begin) * b->kv_width, f->act),
                                .y_stride = b->kv_width,
                                .heads = config->kv_heads}};
     for (int i = 0; i < 3; i++) {
         parts[i].x_stride = width;
     }
     return ra_op_head_norm_rope(parts, 3, n, config->head_dim, config->rms_norm_eps, table, rotary,
-                                RA_F32, f->params.stream);
+                                f->act, f->params.stream);
 }
 
 static ra_status_t run_ring(ra_forward_t *f, int64_t l, const softmax_buffers_t *b)
 {
-    const ra_forward_cache_t *cache = f->params.cache;
     ra_softmax_ring_io_t io = {.q = b->q,
                                .q_stride = b->q_width,
                                .kv = b->kv,
                                .prefix_kv = f->prefix_kv,
                                .o = b->o,
                                .o_stride = b->q_width};
-    if (cache != NULL && cache->load_kv != NULL && f->prefix_kv != NULL) {
-        RA_TRY(cache->load_kv(cache->arg, f->rank, l, f->prefix_kv));
+    if (f->exchange != NULL && f->prefix_kv != NULL) {
+        int64_t prefix_rows = f->params.prefix->rows[f->rank];
+        RA_TRY(ra_cache_load_kv(f->exchange, l, prefix_rows, f->prefix_kv));
     }
-    if (cache != NULL && cache->save_kv != NULL) {
-        RA_TRY(cache->save_kv(cache->arg, f->rank, l, b->kv));
+    if (f->exchange != NULL) {
+        RA_TRY(ra_cache_save_kv(f->exchange, l, f->rows, b->kv));
     }
     bool windowed = f->params.config->layer[l].window > 0;
     return ra_softmax_ring_run(windowed ? f->window_ring : f->full_ring, &io);
@@ -78,8 +78,8 @@ ra_status_t ra_mixer_softmax(ra_forward_t *f, int64_t l, const ra_prepared_layer
     int64_t hidden = f->params.config->hidden_size;
 
     ra_span_t span = ra_trace_begin("qkv");
-    for (int64_t begin = 0; begin < f->rows; begin += RA_FORWARD_TILE) {
-        int64_t n = ra_min_i64(RA_FORWARD_TILE, f->rows - begin);
+    for (int64_t begin = 0; begin < f->rows; begin += f->tile) {
+        int64_t n = ra_min_i64(f->tile, f->rows - begin);
         RA_TRY(project_rows(f, layer, &b, begin, n));
     }
     ra_trace_end(span, f->rank, RA_LANE_COMPUTE, l);
@@ -90,6 +90,7 @@ ra_status_t ra_mixer_softmax(ra_forward_t *f, int64_t l, const ra_prepared_layer
     ra_gemm_job_t job = {.weight = layer->dense,
                          .x = b.o,
                          .x_stride = b.q_width,
+                         .x_dtype = f->act,
                          .rows = f->rows,
                          .y = f->x,
                          .y_stride = hidden};

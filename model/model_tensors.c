@@ -4,6 +4,7 @@
 #include "model/checkpoint.h"
 #include "model/families.h"
 #include "model/file_io.h"
+#include "model/random_weights.h"
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -16,7 +17,9 @@ enum { PROBLEMS_SHOWN = 5, PROBLEM_BYTES = 1024, CONFIG_MAX_BYTES = 16 << 20 };
 struct ra_model_weights {
     const ra_model_config_t *config;
     char *directory;
-    ra_checkpoint_t *checkpoint;
+    ra_checkpoint_t *checkpoint; /* NULL with random weights */
+    ra_random_weights_t *random; /* NULL with a checkpoint */
+    uint64_t seed;
     ra_tensor_t embeddings, final_norm, lm_head;
     ra_layer_weights_t *layers;
     ra_ffn_weights_t *experts; /* of all layers */
@@ -126,6 +129,18 @@ static void bind_found(ra_weight_binder_t *binder, ra_tensor_t *view, const int6
     }
 }
 
+static void want_random(ra_weight_binder_t *binder, ra_tensor_t *view, int64_t rows,
+                        int64_t columns, const char *name)
+{
+    ra_model_weights_t *weights = binder->weights;
+    int64_t count = columns > 0 ? rows * columns : rows;
+    if (binder->status == RA_OK) {
+        binder->status = ra_random_weights_add(weights->random, view, rows, columns, name);
+    }
+    weights->parameters += count;
+    weights->bytes += count * ra_dtype_bytes(RA_BF16);
+}
+
 void ra_weight_want(ra_weight_binder_t *binder, ra_tensor_t *view, int64_t rows, int64_t columns,
                     const char *name_format, ...)
 {
@@ -134,6 +149,10 @@ void ra_weight_want(ra_weight_binder_t *binder, ra_tensor_t *view, int64_t rows,
     va_start(args, name_format);
     vsnprintf(name, sizeof(name), name_format, args);
     va_end(args);
+    if (binder->weights->random != NULL) {
+        want_random(binder, view, rows, columns, name);
+        return;
+    }
     int64_t extent[2] = {rows, columns};
     int32_t rank = columns > 0 ? 2 : 1;
     int64_t index = ra_checkpoint_find(binder->weights->checkpoint, name);
@@ -182,7 +201,7 @@ static ra_status_t allocate_views(ra_model_weights_t *weights)
 {
     const ra_model_config_t *config = weights->config;
     int64_t experts = moe_layers(config) * config->experts;
-    int64_t held = ra_checkpoint_count(weights->checkpoint);
+    int64_t held = weights->random != NULL ? INT64_MAX : ra_checkpoint_count(weights->checkpoint);
     /* before memory is taken for what a config merely claims */
     if (3 * experts > held) {
         return ra_fail(RA_ERR_INPUT, "weights",
@@ -208,16 +227,34 @@ static ra_status_t allocate_views(ra_model_weights_t *weights)
     return RA_OK;
 }
 
+static void bind(ra_weight_binder_t *binder)
+{
+    ra_model_weights_t *weights = binder->weights;
+    ra_weight_views_t views = {&weights->embeddings, &weights->final_norm, &weights->lm_head,
+                               weights->layers};
+    weights->config->family->bind(binder, weights->config, &views);
+}
+
+static ra_status_t bind_random(ra_model_weights_t *weights)
+{
+    ra_weight_binder_t binder = {.weights = weights, .status = RA_OK};
+    bind(&binder);
+    RA_TRY(binder.status);
+    RA_TRY(ra_random_weights_acquire(weights->random, -1));
+    if (weights->config->tie_word_embeddings) {
+        weights->lm_head = weights->embeddings;
+    }
+    return RA_OK;
+}
+
 static ra_status_t bind_all(ra_model_weights_t *weights)
 {
     ra_weight_binder_t binder = {.weights = weights, .status = RA_OK};
-    ra_weight_views_t views = {&weights->embeddings, &weights->final_norm, &weights->lm_head,
-                               weights->layers};
     binder.used = calloc((size_t)ra_checkpoint_count(weights->checkpoint) + 1, sizeof(bool));
     if (binder.used == NULL) {
         return ra_fail(RA_ERR_NOMEM, "weights", "%s: no memory to check it", weights->directory);
     }
-    weights->config->family->bind(&binder, weights->config, &views);
+    bind(&binder);
     ra_status_t status = binder.status;
     if (status == RA_OK && binder.problems > 1) {
         status = ra_fail(RA_ERR_INPUT, "weights", "%s (and %lld more problems)",
@@ -235,19 +272,46 @@ static ra_status_t bind_all(ra_model_weights_t *weights)
     return status;
 }
 
+/* Without tensors yet. */
+static ra_status_t make_empty(const char *directory, const ra_model_config_t *config,
+                              ra_model_weights_t **weights_p)
+{
+    ra_model_weights_t *weights = calloc(1, sizeof(*weights));
+    char *copy = strdup(directory);
+    if (weights == NULL || copy == NULL) {
+        free(weights);
+        free(copy);
+        return ra_fail(RA_ERR_NOMEM, "weights", "%s: no memory to open it", directory);
+    }
+    weights->config = config;
+    weights->directory = copy;
+    *weights_p = weights;
+    return RA_OK;
+}
+
+ra_status_t ra_model_weights_random(const ra_model_config_t *config, uint64_t seed, bool keep,
+                                    ra_pool_t *pool, ra_model_weights_t **weights_p)
+{
+    ra_model_weights_t *weights = NULL;
+    ra_status_t status;
+    RA_TRY(make_empty(config->path, config, &weights));
+    weights->seed = seed;
+    RA_TRY_GOTO(ra_random_weights_create(seed, keep, pool, &weights->random), failed);
+    RA_TRY_GOTO(allocate_views(weights), failed);
+    RA_TRY_GOTO(bind_random(weights), failed);
+    *weights_p = weights;
+    return RA_OK;
+failed:
+    ra_model_weights_destroy(weights);
+    return status;
+}
+
 ra_status_t ra_model_weights_open(const char *model_dir, const ra_model_config_t *config,
                                   ra_model_weights_t **weights_p)
 {
-    ra_model_weights_t *weights = calloc(1, sizeof(*weights));
-    char *directory = strdup(model_dir);
-    if (weights == NULL || directory == NULL) {
-        free(weights);
-        free(directory);
-        return ra_fail(RA_ERR_NOMEM, "weights", "%s: no memory to open it", model_dir);
-    }
-    weights->config = config;
-    weights->directory = directory;
+    ra_model_weights_t *weights = NULL;
     ra_status_t status;
+    RA_TRY(make_empty(model_dir, config, &weights));
     RA_TRY_GOTO(ra_checkpoint_open(model_dir, &weights->checkpoint), failed);
     RA_TRY_GOTO(allocate_views(weights), failed);
     RA_TRY_GOTO(bind_all(weights), failed);
@@ -267,6 +331,7 @@ void ra_model_weights_destroy(ra_model_weights_t *weights)
         free(weights->copies[i]);
     }
     free(weights->copies);
+    ra_random_weights_destroy(weights->random); /* its views are in layers */
     free(weights->layers);
     free(weights->experts);
     ra_checkpoint_close(weights->checkpoint);
@@ -281,14 +346,18 @@ ra_status_t ra_model_weights_acquire(ra_model_weights_t *weights, int64_t l,
         return ra_fail(RA_ERR_INVALID, "weights", "layer %lld of %lld", (long long)l,
                        (long long)weights->config->layers);
     }
+    if (weights->random != NULL) {
+        RA_TRY(ra_random_weights_acquire(weights->random, l));
+    }
     *layer_p = &weights->layers[l];
     return RA_OK;
 }
 
 void ra_model_weights_release(ra_model_weights_t *weights, int64_t l)
 {
-    (void)weights; /* replicated: nothing was gathered */
-    (void)l;
+    if (weights->random != NULL) {
+        ra_random_weights_release(weights->random, l);
+    }
 }
 
 const ra_tensor_t *ra_model_embeddings(const ra_model_weights_t *weights)
@@ -343,7 +412,11 @@ ra_status_t ra_model_digest(ra_model_weights_t *weights, const char **digest_p)
     }
     XXH3_128bits_reset(state);
     hash_part(state, config_bytes, config_length);
-    for (int64_t s = 0; s < ra_checkpoint_shards(weights->checkpoint); s++) {
+    if (weights->random != NULL) {
+        hash_part(state, &weights->seed, (int64_t)sizeof(weights->seed));
+    }
+    int64_t shards = weights->random != NULL ? 0 : ra_checkpoint_shards(weights->checkpoint);
+    for (int64_t s = 0; s < shards; s++) {
         int64_t length = 0;
         const unsigned char *bytes =
             ra_safetensors_bytes(ra_checkpoint_shard(weights->checkpoint, s), &length);
@@ -352,7 +425,7 @@ ra_status_t ra_model_digest(ra_model_weights_t *weights, const char **digest_p)
     XXH128_hash_t hash = XXH3_128bits_digest(state);
     XXH3_freeState(state);
     free(config_bytes);
-    RA_TRY(ra_checkpoint_verify(weights->checkpoint));
+    RA_TRY(ra_model_weights_verify(weights));
     snprintf(weights->digest, sizeof(weights->digest), "xxh3:%016llx%016llx",
              (unsigned long long)hash.high64, (unsigned long long)hash.low64);
     *digest_p = weights->digest;
@@ -361,5 +434,5 @@ ra_status_t ra_model_digest(ra_model_weights_t *weights, const char **digest_p)
 
 ra_status_t ra_model_weights_verify(const ra_model_weights_t *weights)
 {
-    return ra_checkpoint_verify(weights->checkpoint);
+    return weights->random != NULL ? RA_OK : ra_checkpoint_verify(weights->checkpoint);
 }

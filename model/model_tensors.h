@@ -13,9 +13,11 @@
 #ifndef RA_MODEL_MODEL_TENSORS_H
 #define RA_MODEL_MODEL_TENSORS_H
 
+#include "base/pool.h"
 #include "base/status.h"
 #include "base/tensor.h"
 #include "model/model_config.h"
+#include <stdbool.h>
 #include <stdint.h>
 
 /** FFN(x) = down (silu(gate x) * (up x)); gate, up [width, C], down [C, width]. */
@@ -51,6 +53,17 @@ typedef struct ra_model_weights ra_model_weights_t;
  */
 ra_status_t ra_model_weights_open(const char *model_dir, const ra_model_config_t *config,
                                   ra_model_weights_t **weights_p);
+/**
+ * Weights from @a seed instead of a checkpoint, to run a config whose weights are not at hand:
+ * bf16; matrices uniform with variance 1 / in, norms 1, biases within 0.01. A value depends on the
+ * seed, its tensor's name and its place alone.
+ * @param keep  Layers stay in memory once acquired; else a layer is made by acquire, one at a time,
+ *              and freed by release.
+ * @param pool  Borrowed; makes layers.
+ * @retval RA_ERR_NOMEM
+ */
+ra_status_t ra_model_weights_random(const ra_model_config_t *config, uint64_t seed, bool keep,
+                                    ra_pool_t *pool, ra_model_weights_t **weights_p);
 /** Accepts NULL. Every view dies with it. */
 void ra_model_weights_destroy(ra_model_weights_t *weights);
 

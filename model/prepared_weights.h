@@ -2,10 +2,10 @@
  * @file  model/prepared_weights.h
  * @brief A model's weights prepared for the kernels that will use them, once, when a session opens.
  *
- * Matrices become GEMM handles (which may keep reading the mapped bf16 checkpoint), norm vectors
- * fp32 copies. Placements: dense weights are replicated, one copy a process, shared by its ranks;
- * experts are replicated or split over ranks. The forward reaches a layer only between acquire and
- * release.
+ * Matrices become GEMM handles (which on the CPU may keep reading the mapped bf16 checkpoint),
+ * norm vectors fp32 copies. Placements: dense weights are replicated, one copy a device, shared by
+ * its ranks; experts are replicated or split over ranks. The forward reaches a layer only between
+ * acquire and release.
  */
 #ifndef RA_MODEL_PREPARED_WEIGHTS_H
 #define RA_MODEL_PREPARED_WEIGHTS_H
@@ -43,12 +43,23 @@ typedef struct ra_prepared_layer {
 
 typedef struct ra_prepared_weights ra_prepared_weights_t;
 
+/** What is prepared and for whom. */
+typedef struct ra_prepared_params {
+    const ra_model_config_t *config; /**< borrowed, outlives the result */
+    ra_model_weights_t *weights;     /**< CPU: borrowed, outlives the result; else read once */
+    const ra_gemm_kernel_t *kernel;
+    ra_dtype_t act;   /**< of the activations */
+    int expert_ranks; /**< 1: every rank runs every expert; N: experts split over N ranks */
+    /** With experts split: ranks r with r % rank_step == rank_first run on this device. */
+    int rank_first, rank_step;
+    ra_stream_t *stream; /**< of the device that gets the weights; synchronised on return */
+} ra_prepared_params_t;
+
 /**
- * @param config, weights  Borrowed; outlive the result.
- * @param expert_ranks     1: every rank runs every expert; N: experts split over N ranks.
+ * Prepare the weights of @a count devices, layer by layer, so that a layer is read once for all.
+ * @param prepared_p  [count]; on an error none is made.
  */
-ra_status_t ra_prepared_weights_create(const ra_model_config_t *config, ra_model_weights_t *weights,
-                                       const ra_gemm_kernel_t *kernel, int expert_ranks,
+ra_status_t ra_prepared_weights_create(const ra_prepared_params_t *params, int count,
                                        ra_prepared_weights_t **prepared_p);
 /** Accepts NULL. */
 void ra_prepared_weights_destroy(ra_prepared_weights_t *prepared);

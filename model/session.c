@@ -1,5 +1,6 @@
 #include "model/session.h"
 
+#include "base/checked.h"
 #include "base/log.h"
 #include "base/trace.h"
 #include "model/session_state.h"
@@ -9,6 +10,7 @@
 void ra_session_options_default(ra_session_options_t *options)
 {
     *options = (ra_session_options_t){.device = "cpu",
+                                      .dtype = "auto",
                                       .transport = "auto",
                                       .gemm_kernel = "auto",
                                       .softmax_kernel = "auto",
@@ -58,29 +60,108 @@ static ra_status_t resolve_options(ra_session_t *session, ra_decay_factor_t *dec
     return RA_OK;
 }
 
+/* One device for each rank while they last, then shared in turn. */
+static ra_status_t open_devices(ra_session_t *session)
+{
+    const ra_session_options_t *options = &session->options;
+    int count;
+    RA_TRY(ra_device_count(options->device, &count));
+    int places = (int)ra_min_i64(count, options->ranks);
+    session->device = calloc((size_t)places, sizeof(*session->device));
+    session->prepared = calloc((size_t)places, sizeof(*session->prepared));
+    if (session->device == NULL || session->prepared == NULL) {
+        return ra_fail(RA_ERR_NOMEM, "session", "cannot allocate a table of %d devices", places);
+    }
+    for (; session->places < places; session->places++) {
+        RA_TRY(ra_device_open(options->device, session->places, session->pool,
+                              &session->device[session->places]));
+    }
+    return RA_OK;
+}
+
+static ra_status_t resolve_dtype(ra_session_t *session)
+{
+    ra_session_options_t *options = &session->options;
+    bool cuda = ra_device_kind(session->device[0]) == RA_DEVICE_CUDA;
+    if (strcmp(options->dtype, "auto") == 0) {
+        options->dtype = cuda ? "bf16" : "f32";
+    }
+    session->act = strcmp(options->dtype, "bf16") == 0 ? RA_BF16 : RA_F32;
+    if (session->act == RA_BF16 && !cuda) {
+        return ra_fail(RA_ERR_UNSUPPORTED, "session",
+                       "activations in bf16 need --device cuda; the cpu computes in f32");
+    }
+    return RA_OK;
+}
+
+static ra_status_t prepare_weights(ra_session_t *session, const ra_gemm_kernel_t *kernel)
+{
+    const ra_session_options_t *options = &session->options;
+    int places = session->places;
+    ra_prepared_params_t *params = calloc((size_t)places, sizeof(*params));
+    ra_status_t status = RA_OK;
+    if (params == NULL) {
+        return ra_fail(RA_ERR_NOMEM, "session", "cannot allocate a table of %d devices", places);
+    }
+    for (int i = 0; i < places && status == RA_OK; i++) {
+        params[i] =
+            (ra_prepared_params_t){.config = session->config,
+                                   .weights = session->weights,
+                                   .kernel = kernel,
+                                   .act = session->act,
+                                   .expert_ranks = options->expert_parallel ? options->ranks : 1,
+                                   .rank_first = i,
+                                   .rank_step = places};
+        status = ra_stream_create(session->device[i], &params[i].stream);
+    }
+    if (status == RA_OK) {
+        status = ra_prepared_weights_create(params, places, session->prepared);
+    }
+    for (int i = 0; i < places; i++) {
+        ra_stream_destroy(params[i].stream);
+    }
+    free(params);
+    return status;
+}
+
+static ra_status_t open_weights(ra_session_t *session)
+{
+    const ra_session_options_t *options = &session->options;
+    if (options->random_weights) {
+        /* The CPU's kernels keep reading the host's arrays; a GPU has its own. */
+        bool keep = ra_device_kind(session->device[0]) == RA_DEVICE_CPU;
+        return ra_model_weights_random(session->config, options->seed, keep, session->pool,
+                                       &session->weights);
+    }
+    return ra_model_weights_open(session->model_dir, session->config, &session->weights);
+}
+
 static ra_status_t open_parts(ra_session_t *session)
 {
     ra_session_options_t *options = &session->options;
     ra_decay_factor_t decay_factor = RA_DECAY_A;
-    const ra_gemm_kernel_t *kernel;
+    const ra_gemm_kernel_t *kernel = NULL;
 
     RA_TRY(resolve_options(session, &decay_factor));
     RA_TRY(ra_pool_create(options->threads, &session->pool));
-    RA_TRY(ra_device_open(options->device, 0, session->pool, &session->device));
-    RA_TRY(ra_gemm_select(options->gemm_kernel, RA_DEVICE_CPU, options->reproducible, &kernel));
+    RA_TRY(open_devices(session));
+    RA_TRY(resolve_dtype(session));
+    ra_device_kind_t kind = ra_device_kind(session->device[0]);
+    options->transport = ra_transport_choose(options->transport, kind);
+    RA_TRY(ra_gemm_select(options->gemm_kernel, kind, options->reproducible, &kernel));
     options->gemm_kernel = ra_gemm_kernel_name(kernel);
     RA_TRY(ra_model_config_load(session->model_dir, decay_factor, &session->config));
-    RA_TRY(ra_model_weights_open(session->model_dir, session->config, &session->weights));
+    RA_TRY(open_weights(session));
     RA_TRY(ra_model_digest(session->weights, &session->model_digest));
-    RA_TRY(ra_prepared_weights_create(session->config, session->weights, kernel,
-                                      options->expert_parallel ? options->ranks : 1,
-                                      &session->prepared));
+    RA_TRY(prepare_weights(session, kernel));
     if (options->trace_file != NULL) {
         RA_TRY(ra_trace_open(options->trace_file));
     }
-    ra_log(RA_LOG_INFO, "session", "%s: %d ranks, %d threads, layout %s, tile %lld, gemm %s",
-           session->model_dir, options->ranks, options->threads, options->layout,
-           (long long)options->tile, options->gemm_kernel);
+    ra_log(RA_LOG_INFO, "session",
+           "%s: %d ranks on %d %s, %d threads, %s, layout %s, tile %lld, gemm %s, transport %s",
+           session->model_dir, options->ranks, session->places, options->device, options->threads,
+           options->dtype, options->layout, (long long)options->tile, options->gemm_kernel,
+           options->transport);
     return RA_OK;
 }
 
@@ -115,10 +196,16 @@ void ra_session_close(ra_session_t *session)
     if (session->options.trace_file != NULL) {
         ra_trace_close(); /* has reported its own failure; results do not depend on it */
     }
-    ra_prepared_weights_destroy(session->prepared);
+    for (int i = 0; i < session->places; i++) {
+        ra_prepared_weights_destroy(session->prepared[i]);
+    }
     ra_model_weights_destroy(session->weights);
     ra_model_config_destroy(session->config);
-    ra_device_close(session->device);
+    for (int i = 0; i < session->places; i++) {
+        ra_device_close(session->device[i]);
+    }
+    free(session->prepared);
+    free(session->device);
     ra_pool_destroy(session->pool);
     free(session->model_dir);
     free(session);

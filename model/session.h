@@ -21,8 +21,11 @@ typedef struct ra_session ra_session_t;
 
 /** All fields have the default that ra_session_options_default() writes. */
 typedef struct ra_session_options {
-    const char *model_dir;      /**< Hugging Face directory */
-    const char *device;         /**< "cpu" */
+    const char *model_dir; /**< Hugging Face directory */
+    const char *device;    /**< "cpu", "cuda" */
+    const char *dtype;     /**< of activations: "f32", "bf16"; "auto": bf16 on a GPU */
+    bool random_weights;   /**< ignore the checkpoint, make weights from `seed` */
+    uint64_t seed;
     const char *transport;      /**< "auto" or a row of the transport table */
     const char *gemm_kernel;    /**< "auto" or a row of the GEMM table */
     const char *softmax_kernel; /**< "auto" or a row of the softmax table */

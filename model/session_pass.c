@@ -4,10 +4,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* This rank's rows of the pass's arrays. */
+/* This rank's rows of the pass's arrays, and the device's copies. */
 typedef struct local_rows {
     int32_t *token, *target;
     float *logprob, *gap;
+    int32_t *device_token, *device_target;
+    float *device_logprob, *device_gap, *device_next;
 } local_rows_t;
 
 static void free_local(local_rows_t *local)
@@ -48,37 +50,90 @@ static int64_t last_row(const ra_pass_t *pass, int rank)
     return run->local + run->count - 1;
 }
 
+static void free_device(ra_device_t *device, local_rows_t *local)
+{
+    ra_device_free(device, local->device_token);
+    ra_device_free(device, local->device_target);
+    ra_device_free(device, local->device_logprob);
+    ra_device_free(device, local->device_gap);
+    ra_device_free(device, local->device_next);
+}
+
+static ra_status_t upload(const ra_pass_t *pass, int64_t rows, ra_stream_t *stream,
+                          local_rows_t *local)
+{
+    ra_device_t *device = ra_stream_device(stream);
+    int64_t bytes = rows * 4, vocab_bytes = pass->session->config->vocab_size * 4;
+
+    RA_TRY(ra_device_alloc(device, bytes, (void **)&local->device_token));
+    RA_TRY(ra_stream_copy(stream, local->device_token, local->token, bytes));
+    if (pass->target != NULL) {
+        RA_TRY(ra_device_alloc(device, bytes, (void **)&local->device_target));
+        RA_TRY(ra_device_alloc(device, bytes, (void **)&local->device_logprob));
+        RA_TRY(ra_stream_copy(stream, local->device_target, local->target, bytes));
+    }
+    if (pass->routing_gap != NULL) {
+        RA_TRY(ra_device_alloc(device, bytes, (void **)&local->device_gap));
+    }
+    if (pass->next_logprob != NULL) {
+        RA_TRY(ra_device_alloc(device, vocab_bytes, (void **)&local->device_next));
+    }
+    return RA_OK;
+}
+
+static ra_status_t download(const ra_pass_t *pass, int64_t rows, bool has_next, ra_stream_t *stream,
+                            local_rows_t *local)
+{
+    int64_t bytes = rows * 4, vocab_bytes = pass->session->config->vocab_size * 4;
+    if (pass->target != NULL) {
+        RA_TRY(ra_stream_copy(stream, local->logprob, local->device_logprob, bytes));
+    }
+    if (pass->routing_gap != NULL) {
+        RA_TRY(ra_stream_copy(stream, local->gap, local->device_gap, bytes));
+    }
+    if (has_next) {
+        RA_TRY(ra_stream_copy(stream, pass->next_logprob, local->device_next, vocab_bytes));
+    }
+    return ra_stream_sync(stream);
+}
+
 static ra_status_t forward_rank(ra_pass_t *pass, ra_comm_t *comm, ra_stream_t *stream,
                                 local_rows_t *local)
 {
     ra_session_t *session = pass->session;
+    int rank = ra_comm_rank(comm);
+    int64_t rows = pass->layout->rows[rank];
     ra_forward_params_t params = {.config = session->config,
-                                  .weights = session->prepared,
+                                  .weights = session->prepared[rank % session->places],
                                   .comm = comm,
-                                  .device = session->device,
+                                  .device = ra_stream_device(stream),
                                   .stream = stream,
                                   .layout = pass->layout,
                                   .prefix = pass->prefix,
                                   .cache = pass->cache,
+                                  .act = session->act,
                                   .expert_parallel = session->options.expert_parallel,
                                   .reproducible = session->options.reproducible,
                                   .softmax_kernel = session->options.softmax_kernel,
                                   .linear_kernel = session->options.linear_kernel,
                                   .control = &session->control};
-    ra_forward_io_t io = {.token = local->token,
-                          .target = pass->target != NULL ? local->target : NULL,
-                          .logprob = local->logprob,
-                          .routing_gap = pass->routing_gap != NULL ? local->gap : NULL,
-                          .logits_row = last_row(pass, ra_comm_rank(comm)),
-                          .next_logprob = pass->next_logprob};
     ra_forward_t *forward = NULL;
 
+    RA_TRY(upload(pass, rows, stream, local));
+    ra_forward_io_t io = {.token = local->device_token,
+                          .target = local->device_target,
+                          .logprob = local->device_logprob,
+                          .routing_gap = local->device_gap,
+                          .logits_row = last_row(pass, rank),
+                          .next_logprob = local->device_next};
     RA_TRY(ra_forward_create(&params, &forward));
     ra_status_t status = ra_forward_run(forward, &io);
     if (status == RA_OK) {
+        status = download(pass, rows, io.logits_row >= 0, stream, local);
+    }
+    if (status == RA_OK) {
         ra_log(RA_LOG_INFO, "session", "%lld rows, %.1f MiB of buffers, %.3f s exposed waiting",
-               (long long)pass->layout->rows[ra_comm_rank(comm)],
-               (double)ra_forward_bytes(forward) / 1048576.0,
+               (long long)rows, (double)ra_forward_bytes(forward) / 1048576.0,
                (double)ra_forward_exposed_ns(forward) * 1e-9);
     }
     ra_forward_destroy(forward);
@@ -106,11 +161,15 @@ static ra_status_t rank_body(ra_comm_t *comm, void *arg)
     if (pass->session->options.timeout_s > 0) {
         ra_comm_set_timeout(comm, pass->session->options.timeout_s);
     }
-    RA_TRY(pack_local(pass, ra_comm_rank(comm), &local));
-    RA_TRY_GOTO(ra_stream_create(pass->session->device, &stream), out);
+    int rank = ra_comm_rank(comm);
+    ra_device_t *device = pass->session->device[rank % pass->session->places];
+    RA_TRY(pack_local(pass, rank, &local));
+    RA_TRY_GOTO(ra_stream_create(device, &stream), out);
+    RA_TRY_GOTO(ra_comm_attach(comm, stream), out);
     RA_TRY_GOTO(forward_rank(pass, comm, stream, &local), out);
     RA_TRY_GOTO(gather_results(pass, comm, &local), out);
 out:
+    free_device(device, &local);
     ra_stream_destroy(stream);
     free_local(&local);
     return status;

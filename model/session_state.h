@@ -13,10 +13,12 @@ struct ra_session {
     ra_layout_kind_t layout_kind;
     ra_model_config_t *config;
     ra_model_weights_t *weights;
-    ra_prepared_weights_t *prepared;
     ra_pool_t *pool;
-    ra_device_t *device;
-    const char *model_digest; /**< owned by weights */
+    ra_dtype_t act;
+    int places;                       /**< devices in use; rank r works on place r % places */
+    ra_device_t **device;             /**< [places] */
+    ra_prepared_weights_t **prepared; /**< [places] */
+    const char *model_digest;         /**< owned by weights */
     ra_forward_control_t control;
     atomic_llong rows_total; /**< rows x layers of the running call */
 };
