@@ -1,8 +1,14 @@
 /*
- * Mixture of experts on one GPU: grouped products beside cuBLAS in the same run, and a whole layer
- * step by step.   moe_cuda_perf gemm|layer
+ * Mixture of experts on GPUs: grouped products beside cuBLAS in the same run, a whole layer step by
+ * step, and the layer with its experts over ranks.
+ *   moe_cuda_perf gemm | layer | ranks N [TRANSPORT]
  */
 #include "benchmarks/cuda_support.cuh"
+extern "C" { /* C headers without a C++ guard of their own */
+#include "base/clock.h"
+#include "comm/ranks.h"
+#include "moe/moe.h"
+}
 #include "moe/experts_cuda.h"
 #include <cstring>
 #include <cublas_v2.h>
@@ -361,6 +367,115 @@ void run_layer(const layer_case_t &c, stopwatch_t &watch)
     fflush(stdout);
 }
 
+/* ---- over ranks ---------------------------------------------------------------------------- */
+
+constexpr int64_t RANK_ROWS = 32768;
+
+struct world_t {
+    ra_moe_shape_t shape;
+    ra_moe_tensors_t tensors;
+    bool split; /* experts over the ranks, else all on each */
+};
+
+ra_tensor_t matrix(uint16_t *data, int64_t out, int64_t in)
+{
+    const int64_t extent[2] = {out, in};
+    return ra_tensor_view(data, RA_BF16, 2, extent);
+}
+
+ra_status_t time_rank(ra_comm_t *comm, void *arg)
+{
+    const world_t &world = *static_cast<world_t *>(arg);
+    const int64_t hidden = world.shape.hidden;
+    const int rank = ra_comm_rank(comm), ranks = world.split ? ra_comm_size(comm) : 1;
+    int devices = 1;
+    int32_t first, last;
+    ra_device_t *device;
+    ra_stream_t *stream;
+    ra_moe_weights_t *weights;
+    ra_moe_plan_t *plan;
+    CUDA(cudaGetDeviceCount(&devices));
+    RA(ra_device_open("cuda", rank % devices, nullptr, &device));
+    RA(ra_stream_create(device, &stream));
+    RA(ra_comm_attach(comm, stream));
+    ra_moe_expert_range(world.shape.router.experts, ranks, world.split ? rank : 0, &first, &last);
+    RA(ra_moe_weights_create(nullptr, &world.shape, &world.tensors, first, last, RA_BF16, stream,
+                             &weights));
+    RA(ra_moe_plan_create(&world.shape, 0, RA_BF16, device, world.split ? comm : nullptr, &plan));
+    std::vector<double> ms;
+    {
+        device_t<bf16> x(RANK_ROWS * hidden);
+        device_t<float> y(RANK_ROWS * hidden);
+        fill(x, 1 + rank);
+        CUDA(cudaMemset(y.data, 0, y.count * 4));
+        CUDA(cudaDeviceSynchronize());
+        ra_moe_args_t args = {};
+        args.weights = weights;
+        args.rows = RANK_ROWS;
+        args.x = x.data;
+        args.y = y.data;
+        args.x_stride = args.y_stride = hidden;
+        args.accumulate = true;
+        for (int i = -2; i < 9; i++) {
+            RA(ra_comm_barrier(comm));
+            const int64_t begin = ra_clock_ns();
+            RA(ra_moe_forward(plan, &args, stream));
+            RA(ra_stream_sync(stream));
+            RA(ra_comm_barrier(comm));
+            if (i >= 0)
+                ms.push_back((ra_clock_ns() - begin) * 1e-6);
+        }
+    }
+    if (rank == 0) {
+        printf("%d ranks, experts %s: %lld rows a rank in %.3f ms, %.1f million rows/s, plan %.0f "
+               "MiB\n",
+               ra_comm_size(comm), world.split ? "over ranks" : "on each", (long long)RANK_ROWS,
+               median(ms), ra_comm_size(comm) * RANK_ROWS / median(ms) * 1e-3,
+               ra_moe_plan_bytes(plan) / 1048576.0);
+        fflush(stdout);
+    }
+    ra_moe_plan_destroy(plan);
+    ra_moe_weights_destroy(weights);
+    ra_stream_destroy(stream);
+    ra_device_close(device);
+    return RA_OK;
+}
+
+/* Ring-mini's layer; experts share eight experts' numbers, which changes no timing. */
+void run_ranks(int ranks, const char *transport)
+{
+    constexpr int64_t H = 2048, W = 512;
+    world_t world = {};
+    world.shape.hidden = H;
+    world.shape.expert_width = world.shape.shared_width = W;
+    world.shape.router = {256, 8, 8, 4, true, 2.5f};
+    std::vector<uint16_t> numbers(9 * 3 * W * H), router(256 * H);
+    uint64_t state = 1;
+    for (std::vector<uint16_t> *array : {&numbers, &router})
+        for (uint16_t &n : *array) {
+            state = state * 6364136223846793005ull + 1442695040888963407ull;
+            n = ra_bf16_from_f32((float)((int64_t)state >> 40) * 0x1p-23f * 0.04f);
+        }
+    std::vector<ra_tensor_t> gate, up, down;
+    for (int e = 0; e < 257; e++) {
+        uint16_t *at = numbers.data() + (e == 256 ? 8 : e % 8) * 3 * W * H;
+        gate.push_back(matrix(at, W, H));
+        up.push_back(matrix(at + W * H, W, H));
+        down.push_back(matrix(at + 2 * W * H, H, W));
+    }
+    world.tensors.router = matrix(router.data(), 256, H);
+    world.tensors.gate = gate.data();
+    world.tensors.up = up.data();
+    world.tensors.down = down.data();
+    world.tensors.shared_gate = gate[256];
+    world.tensors.shared_up = up[256];
+    world.tensors.shared_down = down[256];
+    for (int split = 0; split < 2; split++) {
+        world.split = split;
+        RA(ra_ranks_run(transport, ranks, time_rank, &world));
+    }
+}
+
 } // namespace
 
 int main(int argc, char **argv)
@@ -378,8 +493,10 @@ int main(int argc, char **argv)
         stopwatch_t watch;
         for (const layer_case_t &c : cases)
             run_layer(c, watch);
+    } else if (!strcmp(mode, "ranks") && argc > 2) {
+        run_ranks(atoi(argv[2]), argc > 3 ? argv[3] : "peer");
     } else {
-        fprintf(stderr, "usage: moe_cuda_perf gemm|layer\n");
+        fprintf(stderr, "usage: moe_cuda_perf gemm | layer | ranks N [TRANSPORT]\n");
         return 2;
     }
     return 0;

@@ -2,8 +2,8 @@
  * moe/experts_simt.cu - grouped products of any size in fp32 multiply-adds: the exact fp32 path,
  * and bf16 sizes that the Hopper kernel refuses. Contract in moe/experts_cuda.h.
  *
- * A block computes 128 rows x 64 columns; a thread 8 x 4 of them, twice with swiglu. Sums run in
- * ascending k.
+ * A block computes a tile's rows x 64 columns; a thread ROWS x 4 of them, twice with swiglu. Sums
+ * run in ascending k.
  */
 extern "C" { /* C headers without a C++ guard of their own */
 #include "base/status.h"
@@ -18,6 +18,7 @@ namespace
 const char subsystem[] = "moe";
 
 constexpr int BM = RA_MOE_TILE_ROWS, BN = 64, BK = 16, THREADS = 256;
+constexpr int ROWS = BM / 16; /* of a thread */
 
 struct operands_t {
     float x[BK][BM + 4];
@@ -57,7 +58,7 @@ __global__ void __launch_bounds__(THREADS) simt_kernel(const ra_moe_cuda_gemm_t 
         ra_moe_tile_t t = {(int32_t)(m * BM), (int32_t)min((int64_t)BM, c.x_rows - m * BM), 0, 0};
         if (c.tiles)
             t = c.tiles[m];
-        float d[PARTS][8][4] = {};
+        float d[PARTS][ROWS][4] = {};
         for (int64_t at = 0; at < wk; at += BK) {
             __syncthreads();
             load_slices<TX>(c, t, column, at, PARTS, &shared);
@@ -66,14 +67,14 @@ __global__ void __launch_bounds__(THREADS) simt_kernel(const ra_moe_cuda_gemm_t 
 #pragma unroll
                 for (int p = 0; p < PARTS; p++)
 #pragma unroll
-                    for (int i = 0; i < 8; i++)
+                    for (int i = 0; i < ROWS; i++)
 #pragma unroll
                         for (int j = 0; j < 4; j++)
                             d[p][i][j] = __fmaf_rn(shared.x[k][ty + 16 * i],
                                                    shared.w[p][k][tx + 16 * j], d[p][i][j]);
         }
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
+        for (int i = 0; i < ROWS; i++) {
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 const int r = ty + 16 * i;

@@ -5,9 +5,7 @@
  * 0 feeds a ring of k-slices of 64 columns, weights by the copy engine and rows of x by the copy
  * engine or, when gathered, by 16-byte copies of its 128 threads; each further warpgroup multiplies
  * 64 rows. With swiglu the 256 weight rows are 128 gates and their 128 ups, so that both meet in
- * one thread. A tile of at most 64 rows leaves the second warpgroup idle, and the first the whole
- * tensor cores. The second starts a tile SKEW slices behind the first, so that each one's results
- * leave under the other's products.
+ * one thread. A tile of fewer rows leaves warpgroups idle, and the others the whole tensor cores.
  */
 extern "C" { /* C headers without a C++ guard of their own */
 #include "base/status.h"
@@ -21,16 +19,11 @@ namespace
 
 enum store_t { STORE_SWIGLU, STORE_BF16, STORE_F32 };
 
-#ifndef RA_MOE_SKEW
-#define RA_MOE_SKEW 2
-#endif
-constexpr int SKEW = RA_MOE_SKEW;
 constexpr int BM = RA_MOE_TILE_ROWS, BN = 256, BK = 64, STAGES = 4, CONSUMERS = 2;
 constexpr int THREADS = 128 * (1 + CONSUMERS);
-constexpr int HALF = 64 * BK * 2; /* bytes of a box of 64 rows */
-constexpr int A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2, OUT_BYTES = 2 * HALF;
+constexpr int BOX = 64 * BK * 2; /* bytes of a box of 64 rows */
+constexpr int A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2, OUT_BYTES = 2 * BOX;
 constexpr int SHARED_BYTES = STAGES * (A_BYTES + B_BYTES) + CONSUMERS * OUT_BYTES + 2 * STAGES * 8;
-constexpr int SKEW_BAR = 1 + CONSUMERS;
 constexpr int PRODUCER_REGS = 40, CONSUMER_REGS = 232;
 static_assert(BM == CONSUMERS * RA_MOE_ROW_PAD, "a warpgroup stores one pad unit");
 
@@ -102,12 +95,12 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *x_
     for (int item = blockIdx.x; item < total; item += gridDim.x) {
         const work_t t = next;
         next = work_at(p, item + gridDim.x, total);
-        const int halves = t.rows > 64 ? 2 : 1;
-        uint32_t from[8], live = 0;
+        const int boxes = (t.rows + 63) / 64;
+        uint32_t from[BM / 16], live = 0;
         if (GATHER) {
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
-                int row = i < 4 * halves ? __ldg(p.source + t.row + first + 16 * i) : -1;
+            for (int i = 0; i < BM / 16; i++) {
+                int row = i < 4 * boxes ? __ldg(p.source + t.row + first + 16 * i) : -1;
                 live |= (row >= 0 ? 1u : 0u) << i;
                 from[i] = (uint32_t)max(row, 0) * p.x_chunks + chunk;
             }
@@ -119,7 +112,7 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *x_
             const uint32_t a = shared.a + slot.index * A_BYTES, b = shared.b + slot.index * B_BYTES;
             ra_mbar_wait(shared.empty + 8 * slot.index, slot.lap ^ 1);
             if (thread == 0) {
-                ra_mbar_arrive_expect(full, B_BYTES + (GATHER ? 0 : halves * HALF));
+                ra_mbar_arrive_expect(full, B_BYTES + (GATHER ? 0 : boxes * BOX));
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
                     const int row = STORE == STORE_SWIGLU ? t.n * 128 : t.n * 256 + 128 * h;
@@ -128,16 +121,16 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *x_
                                    ra_l2_evict_normal());
                 }
                 if (!GATHER)
-                    for (int h = 0; h < halves; h++)
-                        ra_tma_load_4d(a + h * HALF, x_map, full, a_block * BK, t.row + 64 * h, 0,
-                                       0, ra_l2_evict_normal());
+                    for (int h = 0; h < boxes; h++)
+                        ra_tma_load_4d(a + h * BOX, x_map, full, a_block * BK, t.row + 64 * h, 0, 0,
+                                       ra_l2_evict_normal());
             }
             if (GATHER) {
                 const bool inside = a_block * BK + chunk * 8 < p.k;
                 const uint4 *x = p.x + a_block * 8;
 #pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    if (i < 4 * halves) {
+                for (int i = 0; i < BM / 16; i++) {
+                    if (i < 4 * boxes) {
                         const bool read = inside && (live >> i & 1);
                         ra_cp_async_16(a + place + i * 2048, read ? x + from[i] : p.x,
                                        read ? 16 : 0);
@@ -186,7 +179,7 @@ __device__ __forceinline__ void store_block(const float (&d)[128], const CUtenso
                 pairs[i] = ra_pack_bf16(d[FIRST + at], d[FIRST + at + 1]);
         }
         const uint32_t chunk = (2 * j & 7) + mine;
-        ra_stmatrix_x4(line + (j >> 2) * HALF + ((chunk ^ swizzle) << 4), pairs[0], pairs[1],
+        ra_stmatrix_x4(line + (j >> 2) * BOX + ((chunk ^ swizzle) << 4), pairs[0], pairs[1],
                        pairs[2], pairs[3]);
     }
     ra_fence_proxy_async_shared();
@@ -194,7 +187,7 @@ __device__ __forceinline__ void store_block(const float (&d)[128], const CUtenso
     if (storer) {
         ra_tma_store_2d(y_map, out, col, row);
         if (col + 64 < n)
-            ra_tma_store_2d(y_map, out + HALF, col + 64, row);
+            ra_tma_store_2d(y_map, out + BOX, col + 64, row);
         ra_bulk_commit();
     }
 }
@@ -218,7 +211,7 @@ template <bool GATHER, store_t STORE>
 __device__ __forceinline__ void consume(const params_t &p, const CUtensorMap *y_map,
                                         const shared_t &shared, int wg)
 {
-    const uint32_t a0 = ra_desc_k_major(shared.a + wg * HALF), b0 = ra_desc_k_major(shared.b);
+    const uint32_t a0 = ra_desc_k_major(shared.a + wg * BOX), b0 = ra_desc_k_major(shared.b);
     const uint32_t out = shared.out + wg * OUT_BYTES;
     const int total = count_items(p), steps = p.k_blocks * p.repeat;
     slot_t slot;
@@ -236,10 +229,6 @@ __device__ __forceinline__ void consume(const params_t &p, const CUtensorMap *y_
         }
         float d[128];
         uint32_t last = 0;
-        /* The first is at most STAGES slices ahead, so it does not arrive twice for one wait. */
-        const bool skewed = SKEW > 0 && t.rows > 64 && steps >= STAGES;
-        if (skewed && wg == 1)
-            ra_bar_sync(SKEW_BAR, 256);
 #pragma unroll 1
         for (int kb = 0; kb < steps; kb++) {
             ra_mbar_wait(shared.full + 8 * slot.index, slot.lap);
@@ -256,8 +245,6 @@ __device__ __forceinline__ void consume(const params_t &p, const CUtensorMap *y_
                 ra_wgmma_wait<1>();
                 release(last);
             }
-            if (skewed && wg == 0 && kb == SKEW)
-                ra_bar_arrive(SKEW_BAR, 256);
             ra_regs_pin(d);
             last = shared.empty + 8 * slot.index;
             slot.next();

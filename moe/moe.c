@@ -94,7 +94,7 @@ ra_status_t ra_moe_weights_create(const ra_gemm_kernel_t *kernel, const ra_moe_s
                                   ra_dtype_t x_dtype, ra_stream_t *stream,
                                   ra_moe_weights_t **weights_p)
 {
-    const ra_moe_device_ops_t *ops;
+    const ra_moe_device_ops_t *ops = NULL;
     RA_TRY(ra_router_check(&shape->router));
     int32_t experts = shape->router.experts;
     if (first < 0 || last < first || last > experts) {
@@ -140,7 +140,7 @@ void ra_moe_weights_destroy(ra_moe_weights_t *weights)
 ra_status_t ra_moe_plan_create(const ra_moe_shape_t *shape, int64_t tile_rows, ra_dtype_t x_dtype,
                                ra_device_t *device, ra_comm_t *comm, ra_moe_plan_t **plan_p)
 {
-    const ra_moe_device_ops_t *ops;
+    const ra_moe_device_ops_t *ops = NULL;
     RA_TRY(ra_router_check(&shape->router));
     if (shape->hidden < 1 || shape->expert_width < 1 || shape->shared_width < 0 || tile_rows < 0 ||
         tile_rows > INT32_MAX) {

@@ -130,17 +130,25 @@ __device__ __forceinline__ float keep_small_groups(const ra_router_t &router, ke
     keys_t<1> group = {{0}};
     if (router.groups == router.top_groups)
         return INFINITY;
-    for (int g = 0; g < router.groups; g++) {
-        uint32_t first = 0, second = 0;
+    if (size == 32) { /* group g is key g of every lane */
 #pragma unroll
-        for (int i = 0; i < SMALL; i++) {
-            const int e = 32 * i + lane;
-            const uint32_t key = e >= g * size && e < (g + 1) * size ? keys.key[i] : 0;
-            second = max(second, min(first, key));
-            first = max(first, key);
+        for (int g = 0; g < SMALL; g++) {
+            const uint32_t score = sum_of_two(keys.key[g], 0, size, lane);
+            group.key[0] = lane == g && g < router.groups ? score : group.key[0];
         }
-        const uint32_t score = sum_of_two(first, second, size, lane);
-        group.key[0] = lane == g ? score : group.key[0];
+    } else {
+        for (int g = 0; g < router.groups; g++) {
+            uint32_t first = 0, second = 0;
+#pragma unroll
+            for (int i = 0; i < SMALL; i++) {
+                const int e = 32 * i + lane;
+                const uint32_t key = e >= g * size && e < (g + 1) * size ? keys.key[i] : 0;
+                second = max(second, min(first, key));
+                first = max(first, key);
+            }
+            const uint32_t score = sum_of_two(first, second, size, lane);
+            group.key[0] = lane == g ? score : group.key[0];
+        }
     }
     uint32_t last = 0;
     int index;
@@ -148,14 +156,12 @@ __device__ __forceinline__ float keep_small_groups(const ra_router_t &router, ke
         last = group.take(lane, &index);
     const float gap = group.margin(last);
     const unsigned dropped = __ballot_sync(ALL, group.key[0] != 0);
-    for (int g = 0; g < router.groups; g++) {
 #pragma unroll
-        for (int i = 0; i < SMALL; i++) {
-            const int e = 32 * i + lane;
-            const bool drop = (dropped >> g & 1) && e >= g * size && e < (g + 1) * size;
-            keys.key[i] = drop ? 0 : keys.key[i];
-        }
-    }
+    for (int i = 0; i < SMALL; i++)
+        if (size == 32)
+            keys.key[i] = dropped >> i & 1 ? 0 : keys.key[i];
+        else
+            keys.key[i] = dropped >> ((32 * i + lane) / size & 31) & 1 ? 0 : keys.key[i];
     return gap;
 }
 
