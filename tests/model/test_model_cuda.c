@@ -1,0 +1,224 @@
+/*
+ * The whole forward pass on GPUs against the same reference outputs as on the CPU (float64, plain
+ * formulas). fp32: the CPU's bound. bf16: products of bf16 operands, so rounding of 2^-9 a value
+ * and now and then another expert; what is held is that errors are rounding (small in the mean) and
+ * have no direction (smaller still with their signs), observed values are printed.
+ */
+#include "base/device.h"
+#include "tests/model/golden_support.h"
+
+static const char *const models[] = {"tests/goldens/ring_linear",
+                                     "tests/goldens/ring_linear_mini_shape"};
+enum { TILE = 16, RANKS_MOST = 3 };
+
+static void skip_without_gpu(void)
+{
+    int count;
+    if (ra_device_count("cuda", &count) != RA_OK) {
+        print_message("no GPU: nothing was run\n");
+        skip();
+    }
+}
+
+static ra_session_options_t options_of(const char *dir, int ranks, const char *dtype)
+{
+    ra_session_options_t options;
+    ra_session_options_default(&options);
+    options.model_dir = dir;
+    options.device = "cuda";
+    options.dtype = dtype;
+    options.transport = "peer"; /* ranks may share a GPU */
+    options.tile = TILE;
+    options.threads = 2;
+    options.ranks = ranks;
+    return options;
+}
+
+/* Of the differences from the golden: largest, mean size, mean with sign. */
+typedef struct spread {
+    double worst, mean, bias;
+} spread_t;
+
+static spread_t differences(const ra_session_options_t *options, const golden_t *golden)
+{
+    ra_session_t *session = session_open(*options);
+    float *logprob = session_score_one(session, golden->ids, golden->count, NULL);
+    spread_t spread = {0};
+    double n = (double)(golden->count - 1);
+
+    for (int64_t t = 0; t + 1 < golden->count; t++) {
+        double difference = (double)logprob[t] - golden->logprob[t];
+        assert_true(isfinite(difference));
+        spread.worst = fmax(spread.worst, fabs(difference));
+        spread.mean += fabs(difference) / n;
+        spread.bias += difference / n;
+    }
+    free(logprob);
+    ra_session_close(session);
+    return spread;
+}
+
+static void check_model(const char *dir, const char *dtype, bool expert_parallel)
+{
+    char path[256];
+    snprintf(path, sizeof(path), "%s/golden.safetensors", dir);
+    golden_t golden = golden_open(path, "");
+    bool bf16 = strcmp(dtype, "bf16") == 0;
+
+    for (int ranks = 1; ranks <= RANKS_MOST; ranks++) {
+        for (int zigzag = 0; zigzag < 2; zigzag++) {
+            ra_session_options_t options = options_of(dir, ranks, dtype);
+            options.layout = zigzag ? "zigzag" : "contiguous";
+            options.expert_parallel = expert_parallel;
+            spread_t spread = differences(&options, &golden);
+            print_message("%s %s ranks %d %s experts %s: worst %.2e mean %.2e bias %+.2e\n", dir,
+                          dtype, ranks, options.layout, expert_parallel ? "parallel" : "replicated",
+                          spread.worst, spread.mean, spread.bias);
+            assert_true(spread.mean <= (bf16 ? 5e-2 : 2e-5));
+            assert_true(fabs(spread.bias) <= 1e-2);
+            assert_true(bf16 || spread.worst <= 2e-4);
+        }
+    }
+    ra_safetensors_close(golden.file);
+}
+
+static void goldens_hold_in_fp32(void **state)
+{
+    (void)state;
+    skip_without_gpu();
+    for (size_t m = 0; m < RA_ARRAY_LEN(models); m++) {
+        check_model(models[m], "f32", false);
+        check_model(models[m], "f32", true);
+    }
+}
+
+static void goldens_hold_in_bf16_up_to_rounding(void **state)
+{
+    (void)state;
+    skip_without_gpu();
+    for (size_t m = 0; m < RA_ARRAY_LEN(models); m++) {
+        check_model(models[m], "bf16", false);
+        check_model(models[m], "bf16", true);
+    }
+}
+
+static float *score_reproducibly(const char *dir, int ranks, const char *dtype,
+                                 const golden_t *golden)
+{
+    ra_session_options_t options = options_of(dir, ranks, dtype);
+    options.reproducible = true;
+    ra_session_t *session = session_open(options);
+    float *logprob = session_score_one(session, golden->ids, golden->count, NULL);
+    ra_session_close(session);
+    return logprob;
+}
+
+static void reproducible_bits_do_not_depend_on_the_ranks(void **state)
+{
+    static const char *const dtypes[] = {"f32", "bf16"};
+    (void)state;
+    skip_without_gpu();
+    for (size_t m = 0; m < RA_ARRAY_LEN(models) * RA_ARRAY_LEN(dtypes); m++) {
+        const char *dir = models[m / 2], *dtype = dtypes[m % 2];
+        char path[256];
+        snprintf(path, sizeof(path), "%s/golden.safetensors", dir);
+        golden_t golden = golden_open(path, "");
+        float *one = score_reproducibly(dir, 1, dtype, &golden);
+        for (int ranks = 2; ranks <= RANKS_MOST; ranks++) {
+            float *many = score_reproducibly(dir, ranks, dtype, &golden);
+            print_message("%s %s on %d ranks\n", dir, dtype, ranks);
+            assert_memory_equal(one, many, (size_t)(golden.count - 1) * sizeof(float));
+            free(many);
+        }
+        free(one);
+        ra_safetensors_close(golden.file);
+    }
+}
+
+static void repeats_give_the_same_bits(void **state)
+{
+    (void)state;
+    skip_without_gpu();
+    golden_t golden = golden_open("tests/goldens/ring_linear/golden.safetensors", "");
+    ra_session_t *session = session_open(options_of(models[0], 2, "bf16"));
+    float *first = session_score_one(session, golden.ids, golden.count, NULL);
+    for (int i = 0; i < 100; i++) {
+        float *again = session_score_one(session, golden.ids, golden.count, NULL);
+        assert_memory_equal(first, again, (size_t)(golden.count - 1) * sizeof(float));
+        free(again);
+    }
+    free(first);
+    ra_session_close(session);
+    ra_safetensors_close(golden.file);
+}
+
+static void random_weights_are_those_of_the_cpu(void **state)
+{
+    (void)state;
+    skip_without_gpu();
+    golden_t golden = golden_open("tests/goldens/ring_linear/golden.safetensors", "");
+    ra_session_options_t options = options_of(models[0], 1, "f32");
+    options.random_weights = true;
+    options.seed = 42;
+    ra_session_t *gpu = session_open(options);
+    options.device = "cpu";
+    options.transport = "auto";
+    ra_session_t *cpu = session_open(options);
+    float *a = session_score_one(gpu, golden.ids, golden.count, NULL);
+    float *b = session_score_one(cpu, golden.ids, golden.count, NULL);
+    for (int64_t t = 0; t + 1 < golden.count; t++) {
+        assert_true(fabs((double)a[t] - (double)b[t]) <= 2e-4);
+    }
+    free(a);
+    free(b);
+    ra_session_close(gpu);
+    ra_session_close(cpu);
+    ra_safetensors_close(golden.file);
+}
+
+static double nll(const float *logprob, int64_t n)
+{
+    double sum = 0;
+    for (int64_t t = 0; t < n; t++) {
+        sum -= logprob[t];
+    }
+    return sum;
+}
+
+/* Real text through the trained model: the sum over a document is what users read. */
+static void trained_documents_keep_their_likelihood(void **state)
+{
+    static const char *const documents[] = {"kjv-Ge.", "kjv-Lu."};
+    static const char *const dtypes[] = {"f32", "bf16"};
+    (void)state;
+    skip_without_gpu();
+    for (size_t i = 0; i < RA_ARRAY_LEN(documents) * RA_ARRAY_LEN(dtypes); i++) {
+        const char *dtype = dtypes[i % 2];
+        golden_t golden = golden_open(
+            "tests/goldens/ring-tiny-linear/held_logprob_public.safetensors", documents[i / 2]);
+        ra_session_options_t options = options_of("configs/models/ring-tiny-linear", 2, dtype);
+        options.tile = 256;
+        ra_session_t *session = session_open(options);
+        float *logprob = session_score_one(session, golden.ids, golden.count, NULL);
+        double want = nll(golden.logprob, golden.count - 1);
+        double relative = nll(logprob, golden.count - 1) / want - 1;
+        print_message("%s %s: nll off by %+.2e\n", documents[i / 2], dtype, relative);
+        assert_true(fabs(relative) <= (i % 2 == 0 ? 1e-5 : 3e-3));
+        free(logprob);
+        ra_session_close(session);
+        ra_safetensors_close(golden.file);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(goldens_hold_in_fp32),
+        cmocka_unit_test(goldens_hold_in_bf16_up_to_rounding),
+        cmocka_unit_test(reproducible_bits_do_not_depend_on_the_ranks),
+        cmocka_unit_test(repeats_give_the_same_bits),
+        cmocka_unit_test(random_weights_are_those_of_the_cpu),
+        cmocka_unit_test(trained_documents_keep_their_likelihood),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
