@@ -28,6 +28,16 @@ static ra_status_t find(const char *name, const ra_device_ops_t **ops_p)
     return ra_fail(RA_ERR_USAGE, "device", "device '%s' is unknown; use cpu or cuda", name);
 }
 
+bool ra_device_list(int index, const char **name_p, const char **doc_p)
+{
+    if (index < 0 || (size_t)index >= RA_ARRAY_LEN(device_table)) {
+        return false;
+    }
+    *name_p = device_table[index]->name;
+    *doc_p = device_table[index]->doc;
+    return true;
+}
+
 ra_status_t ra_device_count(const char *name, int *count_p)
 {
     const ra_device_ops_t *ops = NULL;

@@ -13,6 +13,7 @@
 
 #include "base/pool.h"
 #include "base/status.h"
+#include <stdbool.h>
 #include <stdint.h>
 
 typedef enum ra_device_kind { RA_DEVICE_CPU = 0, RA_DEVICE_CUDA } ra_device_kind_t;
@@ -31,6 +32,8 @@ ra_status_t ra_device_open(const char *name, int index, ra_pool_t *pool, ra_devi
 void ra_device_close(ra_device_t *device);
 /** Devices of kind @a name. Errors as ra_device_open(). */
 ra_status_t ra_device_count(const char *name, int *count_p);
+/** Kind number @a index of this build, from 0. @return false past the last. */
+bool ra_device_list(int index, const char **name_p, const char **doc_p);
 ra_device_kind_t ra_device_kind(const ra_device_t *device);
 const char *ra_device_name(const ra_device_t *device);
 int ra_device_index(const ra_device_t *device);
