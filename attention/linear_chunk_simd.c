@@ -1,5 +1,6 @@
 /*
- * attention/linear_chunk_simd.c - one head of one segment, chunk by chunk; once an instruction set.
+ * attention/linear_chunk_simd.c - some heads of one segment, chunk by chunk; once an instruction
+ * set.
  *
  * Contract   attention/linear_chunk.h; oracle linear_ref.c; products in linear_tile.h.
  * A chunk of n <= C tokens: pack q, k, v of the head, then scores, outputs, state. Packing makes
@@ -28,13 +29,14 @@ enum {
 /* Working memory of a task. */
 typedef struct work {
     const ra_linear_task_t *task;
-    ra_linear_chunk_t chunk;
+    ra_linear_chunk_t chunk; /* of the head at hand */
+    int64_t head;
+    float *states;                                    /* [heads of the task, key_dim, value_step] */
     float *query, *key_columns, *key_decayed, *value; /* writable views of the chunk's */
     float *weight;     /* decay per token: [CHUNK, CHUNK] W, 0 above the diagonal */
-    float *power;      /* constant decay: [2 CHUNK] e^{g (CHUNK - 1 - x)}, 0 from CHUNK on */
-    float *row_factor; /* [CHUNK] e^{b_i} */
+    float *power;      /* constant decay: [heads, 2 CHUNK] e^{g (CHUNK - 1 - x)}, 0 from CHUNK on */
+    float *row_factor; /* [heads, CHUNK] e^{b_i} */
     ra_linear_ahead_t ahead;
-    bool has_power_table; /* made by the first chunk, the longest */
 } work_t;
 
 static int64_t pad(int64_t n)
@@ -57,15 +59,16 @@ static int64_t fetch_steps(const work_t *work)
         steps += CHUNK / RA_LINEAR_ROWS * (c->key_dim + panels * (c->key_dim + CHUNK / 2));
         pieces *= 2;
     }
-    return ra_max_i64(steps / pieces, 8);
+    return ra_max_i64(steps / pieces / RA_LINEAR_UNROLL * RA_LINEAR_UNROLL, 8);
 }
 
 static ra_status_t work_init(work_t *work, const ra_linear_task_t *task)
 {
     const ra_linear_args_t *args = task->args;
     int64_t key_dim = args->key_dim, key_step = pad(key_dim), value_step = pad(args->value_dim);
-    int64_t floats = (key_dim + CHUNK) * value_step + (2 * CHUNK) * key_step + key_dim * CHUNK +
-                     2 * CHUNK * CHUNK + 3 * CHUNK;
+    int64_t state = key_dim * value_step, heads = task->head_count;
+    int64_t floats = heads * (state + 3 * CHUNK) + CHUNK * value_step + (2 * CHUNK) * key_step +
+                     key_dim * CHUNK + 2 * CHUNK * CHUNK;
     float *at = ra_scratch(0, floats * (int64_t)sizeof(*at));
     if (at == NULL) {
         return RA_ERR_NOMEM;
@@ -76,24 +79,32 @@ static ra_status_t work_init(work_t *work, const ra_linear_task_t *task)
                                .key_step = key_step,
                                .value_step = value_step,
                                .score_step = CHUNK,
-                               .state = at,
                                .o_step = args->o_stride}};
-    work->value = at + key_dim * value_step;
+    work->states = at;
+    work->value = at + heads * state;
     work->query = work->value + CHUNK * value_step;
     work->key_decayed = work->query + CHUNK * key_step;
     work->key_columns = work->key_decayed + CHUNK * key_step;
     work->chunk.score = work->key_columns + key_dim * CHUNK;
     work->weight = work->chunk.score + CHUNK * CHUNK;
     work->power = work->weight + CHUNK * CHUNK;
-    work->row_factor = work->power + 2 * CHUNK;
+    work->row_factor = work->power + heads * 2 * CHUNK;
     work->chunk.value = work->value;
     work->chunk.query = work->query;
     work->chunk.key_decayed = work->key_decayed;
     work->chunk.key_columns = work->key_columns;
-    work->chunk.row_factor = work->row_factor;
     work->chunk.ahead = &work->ahead;
     work->ahead.steps = fetch_steps(work);
     return RA_OK;
+}
+
+/* Turn to head `index` of the task. */
+static void select_head(work_t *work, int64_t index)
+{
+    ra_linear_chunk_t *c = &work->chunk;
+    work->head = work->task->head + index;
+    c->state = work->states + index * c->key_dim * c->value_step;
+    c->row_factor = work->row_factor + index * CHUNK;
 }
 
 static void state_load(work_t *work)
@@ -104,7 +115,7 @@ static void state_load(work_t *work)
     if (from == NULL) {
         return;
     }
-    from += work->task->head * c->key_dim * c->value_dim;
+    from += work->head * c->key_dim * c->value_dim;
     for (int64_t d = 0; d < c->key_dim; d++) {
         memcpy(c->state + d * c->value_step, from + d * c->value_dim,
                (size_t)c->value_dim * sizeof(*from));
@@ -118,7 +129,7 @@ static void state_store(const work_t *work)
     if (to == NULL) {
         return;
     }
-    to += work->task->head * c->key_dim * c->value_dim;
+    to += work->head * c->key_dim * c->value_dim;
     for (int64_t d = 0; d < c->key_dim; d++) {
         memcpy(to + d * c->value_dim, c->state + d * c->value_step,
                (size_t)c->value_dim * sizeof(*to));
@@ -132,28 +143,32 @@ static float decay_factor(double x)
     return factor < (double)FLT_MIN ? 0 : (float)factor;
 }
 
-static void constant_decay(work_t *work, int64_t n)
+/* Once a head: the first chunk is the longest. */
+static void make_powers(work_t *work, int64_t index, int64_t n)
 {
-    if (!work->has_power_table) {
-        double g = (double)work->task->args->log_decay[work->task->head];
-        memset(work->power + CHUNK, 0, CHUNK * sizeof(*work->power));
-        work->power[CHUNK - 1] = 1;
-        for (int64_t m = 1; m <= n; m++) {
-            work->row_factor[m - 1] = decay_factor(g * (double)m);
-            if (m < CHUNK) {
-                work->power[CHUNK - 1 - m] = work->row_factor[m - 1];
-            }
+    double g = (double)work->task->args->log_decay[work->task->head + index];
+    float *power = work->power + index * 2 * CHUNK, *factor = work->row_factor + index * CHUNK;
+    memset(power + CHUNK, 0, CHUNK * sizeof(*power));
+    power[CHUNK - 1] = 1;
+    for (int64_t m = 1; m <= n; m++) {
+        factor[m - 1] = decay_factor(g * (double)m);
+        if (m < CHUNK) {
+            power[CHUNK - 1 - m] = factor[m - 1];
         }
-        work->has_power_table = true;
     }
-    work->chunk.weight = work->power + CHUNK - 1;
+}
+
+static void constant_decay(work_t *work, int64_t index)
+{
+    work->chunk.weight = work->power + index * 2 * CHUNK + CHUNK - 1;
     work->chunk.weight_step = -1;
 }
 
 static void token_decay(work_t *work, int64_t row, int64_t n)
 {
     const ra_linear_args_t *args = work->task->args;
-    const float *g = args->log_decay + row * args->log_decay_stride + work->task->head;
+    const float *g = args->log_decay + row * args->log_decay_stride + work->head;
+    float *row_factor = work->row_factor + (work->head - work->task->head) * CHUNK;
     const vf smallest = vf_set1(FLT_MIN);
     double sum = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -161,7 +176,7 @@ static void token_decay(work_t *work, int64_t row, int64_t n)
         double step = (double)g[i * args->log_decay_stride];
         vf factor = vf_set1(decay_factor(step));
         sum += step;
-        work->row_factor[i] = decay_factor(sum);
+        row_factor[i] = decay_factor(sum);
         int64_t j = 0;
         for (; j < i; j += RA_VF_WIDTH) {
             vf product = vf_mul(vf_load(w - CHUNK + j), factor);
@@ -194,9 +209,8 @@ static void pack_key_value(work_t *work, int64_t row)
 {
     const ra_linear_args_t *args = work->task->args;
     const ra_linear_chunk_t *c = &work->chunk;
-    const float *k = (const float *)args->k + row * args->k_stride + work->task->head * c->key_dim;
-    const float *v =
-        (const float *)args->v + row * args->v_stride + work->task->head * c->value_dim;
+    const float *k = (const float *)args->k + row * args->k_stride + work->head * c->key_dim;
+    const float *v = (const float *)args->v + row * args->v_stride + work->head * c->value_dim;
     const float *to_end = c->weight + (c->tokens - 1) * c->weight_step;
     for (int64_t j = 0; j < c->tokens; j++) {
         pack_row(v + j * args->v_stride, c->value_dim, 1, work->value + j * c->value_step);
@@ -210,8 +224,8 @@ static void pack_query_key(work_t *work, int64_t row)
 {
     const ra_linear_args_t *args = work->task->args;
     const ra_linear_chunk_t *c = &work->chunk;
-    const float *q = (const float *)args->q + row * args->q_stride + work->task->head * c->key_dim;
-    const float *k = (const float *)args->k + row * args->k_stride + work->task->head * c->key_dim;
+    const float *q = (const float *)args->q + row * args->q_stride + work->head * c->key_dim;
+    const float *k = (const float *)args->k + row * args->k_stride + work->head * c->key_dim;
     for (int64_t i = 0; i < c->tokens; i++) {
         pack_row(q + i * args->q_stride, c->key_dim, args->scale, work->query + i * c->key_step);
     }
@@ -222,62 +236,82 @@ static void pack_query_key(work_t *work, int64_t row)
     }
 }
 
-/* Have the tiles of the chunk at hand fetch the next one's rows, `count` from `row` on. */
-static void look_ahead(work_t *work, int64_t row, int64_t count)
+/*
+ * Have the tiles of the chunk at hand fetch a share of the next one's rows, `count` from `row` on:
+ * the share of head `index`, but of all heads, which lie side by side and in the same pages.
+ */
+static void look_ahead(work_t *work, int64_t index, int64_t row, int64_t count)
 {
-    const ra_linear_args_t *args = work->task->args;
+    const ra_linear_task_t *task = work->task;
+    const ra_linear_args_t *args = task->args;
     const ra_linear_chunk_t *c = &work->chunk;
-    int64_t head = work->task->head;
-    if (count <= 0) {
-        work->ahead.rows = work->ahead.row = 0;
-        return;
-    }
+    int64_t rows = ra_max_i64(ra_min_i64(count, CHUNK), 0);
+    int64_t begin = rows * index / task->head_count;
+    int64_t keys = task->head_count * c->key_dim, values = task->head_count * c->value_dim;
+    int64_t key_at = task->head * c->key_dim, value_at = task->head * c->value_dim;
+    row += begin;
     work->ahead = (ra_linear_ahead_t){
-        .source = {{(const float *)args->k + row * args->k_stride + head * c->key_dim,
-                    args->k_stride, c->key_dim},
-                   {(const float *)args->v + row * args->v_stride + head * c->value_dim,
-                    args->v_stride, c->value_dim}},
+        .source = {{(const float *)args->k + row * args->k_stride + key_at, args->k_stride, keys},
+                   {(const float *)args->v + row * args->v_stride + value_at, args->v_stride,
+                    values}},
         .sources = 2,
-        .rows = ra_min_i64(count, CHUNK),
+        .rows = rows * (index + 1) / task->head_count - begin,
         .steps = work->ahead.steps,
     };
-    if (!work->task->state_only) {
-        work->ahead.source[2] =
-            (ra_linear_rows_t){(const float *)args->q + row * args->q_stride + head * c->key_dim,
-                               args->q_stride, c->key_dim};
-        work->ahead.source[3] =
-            (ra_linear_rows_t){(const float *)args->o + row * args->o_stride + head * c->value_dim,
-                               args->o_stride, c->value_dim};
+    if (!task->state_only) {
+        work->ahead.source[2] = (ra_linear_rows_t){
+            (const float *)args->q + row * args->q_stride + key_at, args->q_stride, keys};
+        work->ahead.source[3] = (ra_linear_rows_t){
+            (const float *)args->o + row * args->o_stride + value_at, args->o_stride, values};
         work->ahead.sources = 4;
     }
 }
 
+/* One head of the chunk that starts `done` tokens into the segment. */
+static void run_chunk(work_t *work, int64_t index, int64_t done)
+{
+    const ra_linear_task_t *task = work->task;
+    const ra_linear_args_t *args = task->args;
+    ra_linear_chunk_t *c = &work->chunk;
+    int64_t row = task->segment->row_begin + done, left = task->segment->row_count - done;
+    select_head(work, index);
+    c->tokens = ra_min_i64(left, CHUNK);
+    if (args->log_decay_stride > 0) {
+        token_decay(work, row, c->tokens);
+    } else {
+        constant_decay(work, index);
+    }
+    look_ahead(work, index, row + c->tokens, left - c->tokens);
+    c->state_factor = c->row_factor[c->tokens - 1];
+    pack_key_value(work, row);
+    if (!task->state_only) {
+        pack_query_key(work, row);
+        c->o = (float *)args->o + row * args->o_stride + work->head * c->value_dim;
+        ra_linear_scores(c);
+        ra_linear_outputs(c);
+    }
+    ra_linear_update(c);
+}
+
 ra_status_t RA_ISA_FN(ra_linear_task)(const ra_linear_task_t *task)
 {
-    const ra_linear_args_t *args = task->args;
     work_t work;
     RA_TRY(work_init(&work, task));
-    ra_linear_chunk_t *c = &work.chunk;
-    state_load(&work);
-    for (int64_t done = 0; done < task->segment->row_count; done += CHUNK) {
-        int64_t row = task->segment->row_begin + done;
-        c->tokens = ra_min_i64(task->segment->row_count - done, CHUNK);
-        if (args->log_decay_stride > 0) {
-            token_decay(&work, row, c->tokens);
-        } else {
-            constant_decay(&work, c->tokens);
+    for (int64_t h = 0; h < task->head_count; h++) {
+        select_head(&work, h);
+        state_load(&work);
+        if (task->args->log_decay_stride == 0) {
+            make_powers(&work, h, ra_min_i64(task->segment->row_count, CHUNK));
         }
-        look_ahead(&work, row + c->tokens, task->segment->row_count - done - c->tokens);
-        c->state_factor = work.row_factor[c->tokens - 1];
-        pack_key_value(&work, row);
-        if (!task->state_only) {
-            pack_query_key(&work, row);
-            c->o = (float *)args->o + row * args->o_stride + task->head * c->value_dim;
-            ra_linear_scores(c);
-            ra_linear_outputs(c);
-        }
-        ra_linear_update(c);
     }
-    state_store(&work);
+    for (int64_t done = 0; done < task->segment->row_count; done += CHUNK) {
+        for (int64_t h = 0; h < task->head_count; h++) {
+            run_chunk(&work, h, done);
+        }
+    }
+    for (int64_t h = 0; h < task->head_count; h++) {
+        select_head(&work, h);
+        state_store(&work);
+    }
     return RA_OK;
 }

@@ -1,20 +1,28 @@
 /*
  * attention/linear_cpu.c - chunked linear attention on the thread pool.
  *
- * Heads and segments are independent, so each (segment, head) is one task; the longest segments go
- * first, which keeps the last thread from starting a long one alone.
+ * Heads and segments are independent, so each (segment, some neighbouring heads) is one task; the
+ * longest segments go first, which keeps the last thread from starting a long one alone.
  */
 #include "attention/linear_cpu.h"
 
 #include "attention/linear_kernel.h"
+#include "base/checked.h"
 #include "base/cpu_isa.h"
 #include <stdatomic.h>
 #include <stdlib.h>
 
 RA_ISA_TABLE(ra_linear_task_func_t, ra_linear_task);
 
+enum {
+    TASK_STATE = 64 << 10, /* floats of states that a task may keep */
+    MAX_TASK_HEADS = 16,
+    TASKS_A_THREAD = 2,
+};
+
 typedef struct job {
     const ra_linear_args_t *args;
+    int64_t task_heads;
     const ra_linear_segment_t **order; /* longest first */
     bool state_only;
     ra_linear_task_func_t *func;
@@ -36,13 +44,28 @@ static int longer_first(const void *left, const void *right)
 static void task(void *arg, int64_t index)
 {
     job_t *job = arg;
+    int64_t groups = ra_ceil_div(job->args->heads, job->task_heads);
+    int64_t head = index % groups * job->task_heads;
     ra_linear_task_t one = {.args = job->args,
-                            .segment = job->order[index / job->args->heads],
-                            .head = index % job->args->heads,
+                            .segment = job->order[index / groups],
+                            .head = head,
+                            .head_count = ra_min_i64(job->task_heads, job->args->heads - head),
                             .state_only = job->state_only};
     if (job->func(&one) != RA_OK) {
         atomic_store(&job->failed, true);
     }
+}
+
+/* As many as share a task while every thread has some tasks. */
+static int64_t heads_of_task(const ra_linear_args_t *args, int64_t threads)
+{
+    int64_t state = (int64_t)args->key_dim * args->value_dim;
+    int64_t heads = ra_min_i64(ra_min_i64(TASK_STATE / state, MAX_TASK_HEADS), args->heads);
+    int64_t wanted = threads > 1 ? threads * TASKS_A_THREAD : 1;
+    while (heads > 1 && args->segment_count * ra_ceil_div(args->heads, heads) < wanted) {
+        heads--;
+    }
+    return ra_max_i64(heads, 1);
 }
 
 static ra_status_t run(const ra_linear_args_t *args, bool state_only, ra_stream_t *stream)
@@ -59,7 +82,9 @@ static ra_status_t run(const ra_linear_args_t *args, bool state_only, ra_stream_
         job.order[s] = &args->segments[s];
     }
     qsort(job.order, (size_t)args->segment_count, sizeof(*job.order), longer_first);
-    ra_pool_for(ra_stream_pool(stream), args->segment_count * args->heads, task, &job);
+    job.task_heads = heads_of_task(args, ra_pool_threads(ra_stream_pool(stream)));
+    ra_pool_for(ra_stream_pool(stream),
+                args->segment_count * ra_ceil_div(args->heads, job.task_heads), task, &job);
     return atomic_load(&job.failed) ? RA_ERR_NOMEM : RA_OK;
 }
 

@@ -20,6 +20,7 @@
 
 enum {
     RA_LINEAR_ROWS = 6,
+    RA_LINEAR_UNROLL = 4,
     RA_LINEAR_PIECE = 64 /* floats fetched ahead at a time */
 };
 
@@ -37,7 +38,7 @@ typedef struct ra_linear_ahead {
     ra_linear_rows_t source[4]; /**< k, v and, for outputs, q, o */
     int sources;
     int64_t rows;
-    int64_t steps; /**< of a product from one piece to the next */
+    int64_t steps; /**< of a product from one piece to the next, a multiple of RA_LINEAR_UNROLL */
     int next;      /**< piece to fetch: source, row and first float */
     int64_t row, at;
 } ra_linear_ahead_t;
@@ -109,6 +110,25 @@ RA_INLINE void ra_linear_fetch(ra_linear_ahead_t *ahead)
     }
 }
 
+/* acc[i][j] += row[i][at] * b[j] */
+RA_INLINE void ra_linear_step(ra_linear_acc_t *acc, const int mr, const int nv,
+                              const float *const *row, int64_t at, const float *b)
+{
+    vf bv[RA_TILE_VECS];
+    RA_UNROLL
+    for (int j = 0; j < nv; j++) {
+        bv[j] = vf_load(b + j * RA_VF_WIDTH);
+    }
+    RA_UNROLL
+    for (int i = 0; i < mr; i++) {
+        vf av = vf_set1(row[i][at]);
+        RA_UNROLL
+        for (int j = 0; j < nv; j++) {
+            acc->at[i][j] = vf_fma(av, bv[j], acc->at[i][j]);
+        }
+    }
+}
+
 /* acc[i][j] += sum_k a[i * a_row + k * a_step] * b[k * b_step + j] */
 RA_INLINE void ra_linear_add(ra_linear_acc_t *acc, const int mr, const int nv, const float *a,
                              int64_t a_row, int64_t a_step, const float *b, int64_t b_step,
@@ -123,20 +143,15 @@ RA_INLINE void ra_linear_add(ra_linear_acc_t *acc, const int mr, const int nv, c
     for (int64_t k = 0; k < depth;) {
         ra_linear_fetch(ahead);
         int64_t end = ra_min_i64(k + ahead->steps, depth);
+        for (; k + RA_LINEAR_UNROLL <= end; k += RA_LINEAR_UNROLL) {
+            RA_UNROLL
+            for (int u = 0; u < RA_LINEAR_UNROLL; u++, b += b_step) {
+                ra_linear_step(acc, mr, nv, row, at + u * a_step, b);
+            }
+            at += RA_LINEAR_UNROLL * a_step;
+        }
         for (; k < end; k++, at += a_step, b += b_step) {
-            vf bv[RA_TILE_VECS];
-            RA_UNROLL
-            for (int j = 0; j < nv; j++) {
-                bv[j] = vf_load(b + j * RA_VF_WIDTH);
-            }
-            RA_UNROLL
-            for (int i = 0; i < mr; i++) {
-                vf av = vf_set1(row[i][at]);
-                RA_UNROLL
-                for (int j = 0; j < nv; j++) {
-                    acc->at[i][j] = vf_fma(av, bv[j], acc->at[i][j]);
-                }
-            }
+            ra_linear_step(acc, mr, nv, row, at, b);
         }
     }
 }
