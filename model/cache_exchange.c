@@ -40,7 +40,8 @@ ra_status_t ra_cache_exchange_create(const ra_forward_cache_t *cache, int rank, 
     ra_status_t status = RA_OK;
     if (!direct(exchange)) {
         ra_device_t *device = ra_stream_device(stream);
-        int64_t count = ra_max_i64(2 * rows_most * kv_width, state_count);
+        bool has_kv = cache->load_kv != NULL || cache->save_kv != NULL;
+        int64_t count = ra_max_i64(has_kv ? 2 * rows_most * kv_width : 0, state_count);
         int64_t bytes = count * (int64_t)sizeof(float);
         RA_TRY_GOTO(ra_device_alloc_host(device, bytes, (void **)&exchange->host), failed);
         RA_TRY_GOTO(ra_device_alloc(device, bytes, (void **)&exchange->floats), failed);

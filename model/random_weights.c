@@ -17,12 +17,21 @@ typedef struct wanted {
     float scale, offset; /* value = offset + scale * [-1, 1) */
 } wanted_t;
 
+/* Memory of one layer's tensors; with keep one a layer, else one that every layer reuses. */
+typedef struct block {
+    struct block *next;
+    void *memory;
+    int64_t bytes;
+} block_t;
+
 struct ra_random_weights {
     uint64_t seed;
     bool keep;
     ra_pool_t *pool;
     wanted_t *wanted;
     int64_t count, capacity;
+    block_t *kept;  /* of layers that stay */
+    block_t reused; /* of the layer at hand */
 };
 
 enum { PIECE = 1 << 20 }; /* values a thread makes at once; a multiple of 4 */
@@ -46,9 +55,13 @@ void ra_random_weights_destroy(ra_random_weights_t *random)
     if (random == NULL) {
         return;
     }
-    for (int64_t i = 0; i < random->count; i++) {
-        free(random->wanted[i].view->data);
+    while (random->kept != NULL) {
+        block_t *block = random->kept;
+        random->kept = block->next;
+        free(block->memory);
+        free(block);
     }
+    free(random->reused.memory);
     free(random->wanted);
     free(random);
 }
@@ -90,66 +103,154 @@ static uint64_t mix(uint64_t x)
     return x ^ (x >> 31);
 }
 
+/* Every tensor of a layer, cut into pieces that threads make one by one. */
 typedef struct fill {
-    uint16_t *data;
-    int64_t count;
-    uint64_t start;
-    float scale, offset;
+    const ra_random_weights_t *random;
+    const wanted_t **tensor; /* [tensors] */
+    int64_t *first;          /* [tensors + 1] number of each tensor's first piece */
+    int64_t tensors;
 } fill_t;
+
+static void fill_values(const wanted_t *wanted, uint64_t start, int64_t begin, int64_t end)
+{
+    uint16_t *data = wanted->view->data;
+    float scale = wanted->scale / 32768.0f;
+    for (int64_t i = begin; i < end; i += 4) {
+        uint64_t bits = mix(start + (uint64_t)(i / 4 + 1) * 0x9e3779b97f4a7c15u);
+        for (int64_t j = i; j < i + 4 && j < end; j++, bits >>= 16) {
+            data[j] = ra_bf16_from_f32(wanted->offset + scale * (float)(int16_t)(uint16_t)bits);
+        }
+    }
+}
 
 static void fill_piece(void *arg, int64_t index)
 {
     const fill_t *fill = arg;
-    int64_t begin = index * PIECE, end = ra_min_i64(begin + PIECE, fill->count);
-    float scale = fill->scale / 32768.0f;
-    for (int64_t i = begin; i < end; i += 4) {
-        uint64_t bits = mix(fill->start + (uint64_t)(i / 4 + 1) * 0x9e3779b97f4a7c15u);
-        for (int64_t j = i; j < i + 4 && j < end; j++, bits >>= 16) {
-            fill->data[j] = ra_bf16_from_f32(fill->offset + scale * (float)(int16_t)(uint16_t)bits);
+    int64_t low = 0, high = fill->tensors;
+    while (high - low > 1) {
+        int64_t middle = (low + high) / 2;
+        if (fill->first[middle] <= index) {
+            low = middle;
+        } else {
+            high = middle;
         }
     }
+    const wanted_t *wanted = fill->tensor[low];
+    int64_t begin = (index - fill->first[low]) * PIECE;
+    int64_t end = ra_min_i64(begin + PIECE, ra_tensor_count(wanted->view));
+    fill_values(wanted, mix(fill->random->seed ^ wanted->key), begin, end);
 }
 
-static ra_status_t make(const ra_random_weights_t *random, const wanted_t *wanted)
+/* Places of a layer's tensors from `memory` on, or, without memory, only their bytes. */
+static ra_status_t place(const ra_random_weights_t *random, int64_t layer, void *memory,
+                         int64_t *bytes_p)
 {
-    int64_t extent[2] = {wanted->rows, wanted->columns}, count = wanted->rows;
-    if (wanted->columns > 0 && !ra_mul_ok(wanted->rows, wanted->columns, &count)) {
-        return ra_fail(RA_ERR_NOMEM, "weights", "a tensor of %lld x %lld is too large",
-                       (long long)wanted->rows, (long long)wanted->columns);
+    int64_t at = 0;
+    for (int64_t i = 0; i < random->count; i++) {
+        const wanted_t *wanted = &random->wanted[i];
+        int64_t extent[2] = {wanted->rows, wanted->columns}, bytes;
+        if (wanted->layer != layer) {
+            continue;
+        }
+        if (!ra_mul_ok(wanted->rows, ra_max_i64(wanted->columns, 1), &bytes) ||
+            !ra_mul_ok(bytes, 2, &bytes) || !ra_add_ok(bytes, at + 63, &bytes)) {
+            return ra_fail(RA_ERR_NOMEM, "weights", "layer %lld passes 2^63 bytes",
+                           (long long)layer);
+        }
+        if (memory != NULL) {
+            *wanted->view =
+                ra_tensor_view((char *)memory + at, RA_BF16, wanted->columns > 0 ? 2 : 1, extent);
+        }
+        at = bytes / 64 * 64;
     }
-    uint16_t *data = malloc((size_t)count * sizeof(*data) + 1);
-    if (data == NULL) {
-        return ra_fail(RA_ERR_NOMEM, "weights", "cannot allocate %lld random values",
-                       (long long)count);
-    }
-    fill_t fill = {.data = data,
-                   .count = count,
-                   .start = mix(random->seed ^ wanted->key),
-                   .scale = wanted->scale,
-                   .offset = wanted->offset};
-    ra_pool_for(random->pool, ra_ceil_div(count, PIECE), fill_piece, &fill);
-    *wanted->view = ra_tensor_view(data, RA_BF16, wanted->columns > 0 ? 2 : 1, extent);
+    *bytes_p = at;
     return RA_OK;
+}
+
+/* Memory for a layer: its own when it stays, else the one that layers share in turn. */
+static ra_status_t take_block(ra_random_weights_t *random, bool stays, int64_t bytes,
+                              void **memory_p)
+{
+    if (!stays && random->reused.bytes >= bytes) {
+        *memory_p = random->reused.memory;
+        return RA_OK;
+    }
+    block_t *block = stays ? calloc(1, sizeof(*block)) : &random->reused;
+    if (!stays) {
+        free(block->memory);
+        *block = (block_t){0};
+    }
+    void *memory = aligned_alloc(64, (size_t)bytes + 64);
+    if (block == NULL || memory == NULL) {
+        free(memory);
+        if (stays) {
+            free(block);
+        }
+        return ra_fail(RA_ERR_NOMEM, "weights", "cannot allocate %.1f MiB of random weights",
+                       (double)bytes / 1048576.0);
+    }
+    *block = (block_t){.next = stays ? random->kept : NULL, .memory = memory, .bytes = bytes};
+    if (stays) {
+        random->kept = block;
+    }
+    *memory_p = memory;
+    return RA_OK;
+}
+
+static ra_status_t fill_layer(const ra_random_weights_t *random, int64_t layer)
+{
+    size_t most = (size_t)random->count + 1;
+    fill_t fill = {.random = random,
+                   .tensor = calloc(most, sizeof(*fill.tensor)),
+                   .first = calloc(most, sizeof(*fill.first))};
+    ra_status_t status = RA_OK;
+    if (fill.tensor == NULL || fill.first == NULL) {
+        status = ra_fail(RA_ERR_NOMEM, "weights", "cannot list %zu random tensors", most);
+    }
+    for (int64_t i = 0; i < random->count && status == RA_OK; i++) {
+        const wanted_t *wanted = &random->wanted[i];
+        if (wanted->layer == layer) {
+            int64_t pieces = ra_ceil_div(ra_tensor_count(wanted->view), PIECE);
+            fill.first[fill.tensors + 1] = fill.first[fill.tensors] + pieces;
+            fill.tensor[fill.tensors++] = wanted;
+        }
+    }
+    if (status == RA_OK) {
+        ra_pool_for(random->pool, fill.first[fill.tensors], fill_piece, &fill);
+    }
+    free(fill.tensor);
+    free(fill.first);
+    return status;
+}
+
+static bool is_made(const ra_random_weights_t *random, int64_t layer)
+{
+    for (int64_t i = 0; i < random->count; i++) {
+        if (random->wanted[i].layer == layer) {
+            return random->wanted[i].view->data != NULL;
+        }
+    }
+    return true; /* nothing to make */
 }
 
 ra_status_t ra_random_weights_acquire(ra_random_weights_t *random, int64_t layer)
 {
-    for (int64_t i = 0; i < random->count; i++) {
-        const wanted_t *wanted = &random->wanted[i];
-        if (wanted->layer == layer && wanted->view->data == NULL) {
-            RA_TRY(make(random, wanted));
-        }
+    int64_t bytes;
+    void *memory = NULL;
+    if (is_made(random, layer)) {
+        return RA_OK;
     }
-    return RA_OK;
+    RA_TRY(place(random, layer, NULL, &bytes));
+    RA_TRY(take_block(random, random->keep || layer < 0, bytes, &memory));
+    RA_TRY(place(random, layer, memory, &bytes));
+    return fill_layer(random, layer);
 }
 
 void ra_random_weights_release(ra_random_weights_t *random, int64_t layer)
 {
     for (int64_t i = 0; i < random->count && !random->keep; i++) {
-        const wanted_t *wanted = &random->wanted[i];
-        if (wanted->layer == layer) {
-            free(wanted->view->data);
-            wanted->view->data = NULL;
+        if (random->wanted[i].layer == layer) {
+            random->wanted[i].view->data = NULL;
         }
     }
 }

@@ -28,7 +28,8 @@ void ra_random_weights_destroy(ra_random_weights_t *random);
  */
 ra_status_t ra_random_weights_add(ra_random_weights_t *random, ra_tensor_t *view, int64_t rows,
                                   int64_t columns, const char *name);
-/** Make the tensors of @a layer and fill their views. @retval RA_ERR_NOMEM */
+/** Make the tensors of @a layer and fill their views; one layer at a time unless they are kept.
+ * @retval RA_ERR_NOMEM */
 ra_status_t ra_random_weights_acquire(ra_random_weights_t *random, int64_t layer);
 void ra_random_weights_release(ra_random_weights_t *random, int64_t layer);
 

@@ -180,12 +180,33 @@ static ra_status_t open_writer(prefill_t *p, const char *directory, ra_dtype_t d
     return status;
 }
 
-static ra_status_t run_pass(prefill_t *p)
+/* A result that is no number is an error: of the scored tokens, else of the next one. */
+static ra_status_t check_finite(const prefill_t *p, bool scored)
+{
+    int64_t rows = scored ? p->total - p->cached - 1 : 0;
+    for (int64_t r = 0; r < rows; r++) {
+        if (!isfinite(p->logprob[r])) {
+            return ra_fail(RA_ERR_NONFINITE, "prefill",
+                           "the log-probability of token %lld is not finite",
+                           (long long)(p->cached + r + 1));
+        }
+    }
+    for (int64_t j = 0; j < p->session->config->vocab_size; j++) {
+        if (isnan(p->next[j])) {
+            return ra_fail(RA_ERR_NONFINITE, "prefill",
+                           "the distribution of the next token is not finite");
+        }
+    }
+    return RA_OK;
+}
+
+/* @param scored  The log-probabilities of the tokens themselves are wanted too. */
+static ra_status_t run_pass(prefill_t *p, bool scored)
 {
     bool writing = p->writer != NULL;
     ra_forward_cache_t cache = {.arg = p,
-                                .load_kv = load_kv,
-                                .initial_state = initial_state,
+                                .load_kv = p->prefix != NULL ? load_kv : NULL,
+                                .initial_state = p->reader != NULL ? initial_state : NULL,
                                 .save_kv = writing ? save_kv : NULL,
                                 .save_state = writing ? save_state : NULL};
     ra_pass_t pass = {.session = p->session,
@@ -193,17 +214,11 @@ static ra_status_t run_pass(prefill_t *p)
                       .prefix = p->prefix,
                       .cache = &cache,
                       .token = p->token + p->cached,
-                      .target = p->target,
+                      .target = scored ? p->target : NULL,
                       .logprob = p->logprob,
                       .next_logprob = p->next};
     RA_TRY(ra_pass_run(&pass));
-    for (int64_t r = 0; r + 1 < p->total - p->cached; r++) {
-        if (!isfinite(p->logprob[r])) {
-            return ra_fail(RA_ERR_NONFINITE, "prefill",
-                           "the log-probability of token %lld is not finite",
-                           (long long)(p->cached + r + 1));
-        }
-    }
+    RA_TRY(check_finite(p, scored));
     if (p->reader != NULL) {
         RA_TRY(ra_kv_reader_verify(p->reader));
     }
@@ -274,7 +289,7 @@ ra_status_t ra_session_prefill(ra_session_t *session, const ra_kv_reader_t *pref
         ra_dtype_t dtype = bf16 ? RA_BF16 : RA_F32;
         RA_TRY_GOTO(open_writer(&p, out_dir, dtype, tokenizer_digest), out);
     }
-    RA_TRY_GOTO(run_pass(&p), out);
+    RA_TRY_GOTO(run_pass(&p, document->logprob != NULL), out);
     return_logprobs(&p, document);
     return_top(&p, result);
     result->tokens = p.total;

@@ -188,7 +188,7 @@ static double nll(const float *logprob, int64_t n)
 /* Real text through the trained model: the sum over a document is what users read. */
 static void trained_documents_keep_their_likelihood(void **state)
 {
-    static const char *const documents[] = {"kjv-Ge.", "kjv-Lu."};
+    static const char *const documents[] = {"kjv-Ge.", "kjv-Luke."};
     static const char *const dtypes[] = {"f32", "bf16"};
     (void)state;
     skip_without_gpu();
