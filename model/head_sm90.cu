@@ -1,9 +1,8 @@
 /*
  * LM head and log-sum-exp on Hopper: contract in model/head_cuda.h.
  *
- * Clusters of two CTAs (one a multiprocessor, persistent) work on 256 rows x 256 vocabulary
- * entries, a CTA on 128 of the rows. Warpgroup 0 feeds a ring of k-slices of 64 channels through
- * the copy engine: its CTA's rows of x, and half of the weights into both CTAs. Two more warpgroups
+ * A CTA (one a multiprocessor, persistent) works on tiles of 128 rows x 256 vocabulary entries.
+ * Warpgroup 0 feeds a ring of k-slices of 64 channels through the copy engine. Two more warpgroups
  * multiply 64 rows each, and reduce their logits in registers to a maximum and a sum a row; the one
  * that is ahead reduces while the other multiplies. A second kernel folds the tiles' parts.
  */
@@ -15,13 +14,12 @@
 namespace
 {
 
-constexpr int BM = 128, BN = 256, BK = 64, STAGES = 4, CONSUMERS = 2, CLUSTER = 2;
+constexpr int BM = 128, BN = 256, BK = 64, STAGES = 4, CONSUMERS = 2;
 constexpr int THREADS = 128 * (1 + CONSUMERS);
 constexpr int A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2, WG_BYTES = 64 * BK * 2;
 constexpr int SHARED_BYTES = STAGES * (A_BYTES + B_BYTES) + 2 * STAGES * 8;
 constexpr int PRODUCER_REGS = 40, CONSUMER_REGS = 232;
-constexpr int GROUP = 8; /* row pairs that sweep the vocabulary together: 16 tiles of rows by 8 of
-                            entries are what 132 CTAs hold, and the least they fetch */
+constexpr int GROUP = 32; /* tiles of rows that sweep the vocabulary together */
 constexpr int FOLD_THREADS = 64;
 constexpr float LOG2_E = 1.4426950408889634f;
 
@@ -30,7 +28,7 @@ struct params_t {
     float2 *parts; /* [n_tiles][rows] maximum and sum */
     float *picked;
     int64_t first;
-    int32_t rows, columns, pairs, n_tiles, k_blocks;
+    int32_t rows, columns, m_tiles, n_tiles, k_blocks;
 };
 
 struct shared_t {
@@ -59,42 +57,38 @@ struct work_t {
     int row, column; /* first ones of the CTA's tile */
 };
 
-__device__ __forceinline__ work_t work_at(const params_t &p, int item, uint32_t rank)
+__device__ __forceinline__ work_t work_at(const params_t &p, int item)
 {
     const int group = item / (GROUP * p.n_tiles), sub = item - group * GROUP * p.n_tiles;
-    const int pairs = min(GROUP, p.pairs - group * GROUP);
-    const int n = sub / pairs, pair = group * GROUP + sub - n * pairs;
-    return {(2 * pair + (int)rank) * BM, n * BN};
+    const int tiles = min(GROUP, p.m_tiles - group * GROUP), n = sub / tiles;
+    return {(group * GROUP + sub - n * tiles) * BM, n * BN};
 }
 
 __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *x_map,
                                         const CUtensorMap *w_map, const shared_t &shared)
 {
-    const uint32_t rank = ra_cluster_rank();
     slot_t slot;
-    for (int item = blockIdx.x / CLUSTER; item < p.pairs * p.n_tiles; item += gridDim.x / CLUSTER) {
-        const work_t t = work_at(p, item, rank);
+    for (int item = blockIdx.x; item < p.m_tiles * p.n_tiles; item += gridDim.x) {
+        const work_t t = work_at(p, item);
 #pragma unroll 1
         for (int kb = 0; kb < p.k_blocks; kb++) {
             const uint32_t full = shared.full + 8 * slot.index;
-            const uint32_t b = shared.b + slot.index * B_BYTES + rank * (B_BYTES / 2);
             ra_mbar_wait(shared.empty + 8 * slot.index, slot.lap ^ 1);
             ra_mbar_arrive_expect(full, A_BYTES + B_BYTES);
+            ra_tma_load_4d(shared.b + slot.index * B_BYTES, w_map, full, kb * BK, t.column, 0, 0,
+                           ra_l2_evict_normal());
             ra_tma_load_4d(shared.a + slot.index * A_BYTES, x_map, full, kb * BK, t.row, 0, 0,
                            ra_l2_evict_normal());
-            ra_tma_multicast_4d(b, w_map, full, kb * BK, t.column + (int)rank * (BN / 2), 0, 0, 3,
-                                ra_l2_evict_normal());
             slot.next();
         }
     }
 }
 
-/* The warp is done with a slot, in both CTAs: the other one's weights land here too. */
+/* The warp is done with a slot. */
 __device__ __forceinline__ void release(uint32_t bar)
 {
-    const uint32_t lane = threadIdx.x & 31;
-    if (lane < CLUSTER)
-        ra_mbar_arrive_cluster(bar, lane);
+    if ((threadIdx.x & 31) == 0)
+        ra_mbar_arrive(bar);
 }
 
 /* Maximum and sum over the 64 logits of row half H that this thread holds and those of the three
@@ -184,11 +178,10 @@ __device__ __forceinline__ void multiply(float (&d)[128], const params_t &p, con
 __device__ __forceinline__ void consume(const params_t &p, const shared_t &shared, int wg)
 {
     const uint32_t a0 = ra_desc_k_major(shared.a + wg * WG_BYTES), b0 = ra_desc_k_major(shared.b);
-    const uint32_t rank = ra_cluster_rank();
     const int lane = threadIdx.x & 31, warp = (threadIdx.x >> 5) & 3;
     slot_t slot;
-    for (int item = blockIdx.x / CLUSTER; item < p.pairs * p.n_tiles; item += gridDim.x / CLUSTER) {
-        const work_t t = work_at(p, item, rank);
+    for (int item = blockIdx.x; item < p.m_tiles * p.n_tiles; item += gridDim.x) {
+        const work_t t = work_at(p, item);
         const int row = t.row + 64 * wg + 16 * warp + (lane >> 2);
         if (t.row + 64 * wg >= p.rows) {
             for (int kb = 0; kb < p.k_blocks; kb++) {
@@ -215,7 +208,7 @@ __device__ __forceinline__ void consume(const params_t &p, const shared_t &share
     }
 }
 
-__global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
+__global__ void __launch_bounds__(THREADS, 1)
     head_kernel(const __grid_constant__ params_t p, const __grid_constant__ CUtensorMap x_map,
                 const __grid_constant__ CUtensorMap w_map)
 {
@@ -227,11 +220,11 @@ __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
         ra_tma_prefetch_map(&w_map);
         for (int s = 0; s < STAGES; s++) {
             ra_mbar_init(shared.full + 8 * s, 1);
-            ra_mbar_init(shared.empty + 8 * s, 4 * CONSUMERS * CLUSTER);
+            ra_mbar_init(shared.empty + 8 * s, 4 * CONSUMERS);
         }
         ra_mbar_init_fence();
     }
-    ra_cluster_sync(); /* both CTAs have barriers before either copies into the other */
+    __syncthreads();
     if (warpgroup == 0) {
         ra_regs_shrink<PRODUCER_REGS>();
         if (threadIdx.x == 0)
@@ -240,7 +233,6 @@ __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
         ra_regs_grow<CONSUMER_REGS>();
         consume(p, shared, warpgroup - 1);
     }
-    ra_cluster_sync(); /* nobody leaves while the other may still arrive on its barriers */
 }
 
 /* A thread a row: fold the tiles' parts into the running ones, in order. */
@@ -278,7 +270,7 @@ bool misaligned(const void *pointer, int64_t elements)
 bool takes(const ra_head_fold_t *call)
 {
     return call->columns >= 64 && call->columns <= INT32_MAX - BN && call->channels > 0 &&
-           call->channels <= INT32_MAX - BK && call->rows <= INT32_MAX - 2 * BM &&
+           call->channels <= INT32_MAX - BK && call->rows <= INT32_MAX - BM &&
            !misaligned(call->x, call->x_stride) && !misaligned(call->weight, call->channels) &&
            (uintptr_t)call->parts % 8 == 0;
 }
@@ -292,18 +284,18 @@ ra_status_t launch(const ra_head_fold_t *call, int processors, cudaStream_t stre
     p.first = call->first;
     p.rows = (int32_t)call->rows;
     p.columns = (int32_t)call->columns;
-    p.pairs = (int32_t)((call->rows + CLUSTER * BM - 1) / (CLUSTER * BM));
+    p.m_tiles = (int32_t)((call->rows + BM - 1) / BM);
     p.n_tiles = (int32_t)((call->columns + BN - 1) / BN);
     p.k_blocks = (int32_t)((call->channels + BK - 1) / BK);
-    if ((int64_t)p.pairs * p.n_tiles > INT32_MAX - processors)
+    if ((int64_t)p.m_tiles * p.n_tiles > INT32_MAX - processors)
         return RA_ERR_UNSUPPORTED;
     CUtensorMap x_map, w_map;
     RA_TRY(ra_tensor_map_bf16<4>(subsystem, call->x, {call->channels, call->rows, 1, 1},
                                  {call->x_stride * 2, 16, 16}, {BK, BM, 1, 1}, &x_map));
     RA_TRY(ra_tensor_map_bf16<4>(subsystem, call->weight, {call->channels, call->columns, 1, 1},
-                                 {call->channels * 2, 16, 16}, {BK, BN / 2, 1, 1}, &w_map));
-    const int items = p.pairs * p.n_tiles, clusters = processors / CLUSTER;
-    const unsigned grid = (unsigned)(items < clusters ? items : clusters) * CLUSTER;
+                                 {call->channels * 2, 16, 16}, {BK, BN, 1, 1}, &w_map));
+    const int items = p.m_tiles * p.n_tiles;
+    const unsigned grid = (unsigned)(items < processors ? items : processors);
     cudaError_t error = cudaFuncSetAttribute(
         head_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_BYTES);
     if (error == cudaSuccess) {
