@@ -167,7 +167,6 @@ static ra_status_t allocate(ra_moe_plan_t *plan)
     const ra_moe_buffer_t buffers[] = {
         {MEMBER(logits), tile, shape->router.experts, sizeof(float)},
         {MEMBER(expert), tile, k, index},
-        {MEMBER(weight), tile, k, sizeof(float)},
         {MEMBER(position), at_hand, k, index},
         {MEMBER(source), sorted, 1, index},
         {MEMBER(tiles), cuda->max_tiles, 1, sizeof(ra_moe_tile_t)},
@@ -176,17 +175,23 @@ static ra_status_t allocate(ra_moe_plan_t *plan)
         {MEMBER(inner), sorted, shape->expert_width, act},
         {MEMBER(out), sorted, hidden, act},
         {MEMBER(shared_inner), tile, shape->shared_width, act},
-        {MEMBER(shared), shape->shared_width > 0 ? tile : 0, hidden, act},
+        {MEMBER(round[0].weight), tile, k, sizeof(float)},
+        {MEMBER(round[0].shared), shape->shared_width > 0 ? tile : 0, hidden, act},
         {MEMBER(totals), 2, ranks, index},
         {MEMBER(tokens_before), ranks, tile, index},
         {MEMBER(slots_before), ranks, tile, index},
-        {MEMBER(result_at), mine, k, index},
         {MEMBER(send), mine * ra_min_i64(plan->ranks, k), hidden, act},
         {MEMBER(received), ranks * tile, hidden, act},
         {MEMBER(send_expert), mine * ra_min_i64(plan->ranks, k), k, index},
         {MEMBER(received_expert), ranks * tile, k, index},
-        {MEMBER(back), ranks > 0 ? plan->max_slots : 0, hidden, act},
-        {MEMBER(returned), mine * k, hidden, act},
+        {MEMBER(round[1].weight), mine, k, sizeof(float)},
+        {MEMBER(round[1].shared), shape->shared_width > 0 ? mine : 0, hidden, act},
+        {MEMBER(round[0].result_at), mine, k, index},
+        {MEMBER(round[1].result_at), mine, k, index},
+        {MEMBER(round[0].back), ranks > 0 ? plan->max_slots : 0, hidden, act},
+        {MEMBER(round[1].back), ranks > 0 ? plan->max_slots : 0, hidden, act},
+        {MEMBER(round[0].returned), mine * k, hidden, act},
+        {MEMBER(round[1].returned), mine * k, hidden, act},
     };
     RA_TRY(ra_moe_lay_out(cuda, buffers, RA_ARRAY_LEN(buffers), NULL, &plan->bytes));
     RA_TRY(ra_device_alloc(plan->device, plan->bytes, &cuda->memory));
@@ -260,7 +265,7 @@ ra_status_t ra_moe_cuda_run_experts(ra_moe_plan_t *plan, const ra_moe_weights_t 
 }
 
 ra_status_t ra_moe_cuda_run_shared(ra_moe_plan_t *plan, const ra_moe_weights_t *weights,
-                                   const void *x, int64_t x_stride, int64_t rows,
+                                   const void *x, int64_t x_stride, int64_t rows, void *shared,
                                    ra_stream_t *stream)
 {
     const ra_moe_shape_t *shape = &plan->shape;
@@ -287,12 +292,13 @@ ra_status_t ra_moe_cuda_run_shared(ra_moe_plan_t *plan, const ra_moe_weights_t *
     gemm.swiglu = false;
     gemm.n = gemm.y_stride = shape->hidden;
     gemm.k = shape->shared_width;
-    gemm.y = plan->cuda->shared;
+    gemm.y = shared;
     return ra_moe_cuda_gemm(&gemm, ra_stream_cuda(stream));
 }
 
 static ra_status_t route(ra_moe_plan_t *plan, const ra_moe_weights_t *weights, const void *x,
-                         int64_t x_stride, int64_t rows, float *gap, ra_stream_t *stream)
+                         int64_t x_stride, int64_t rows, float *weight, float *gap,
+                         ra_stream_t *stream)
 {
     const ra_router_t *router = &plan->shape.router;
     const ra_moe_cuda_gemm_t gemm = {.dtype = plan->x_dtype,
@@ -313,52 +319,78 @@ static ra_status_t route(ra_moe_plan_t *plan, const ra_moe_weights_t *weights, c
     }
     RA_TRY(ra_moe_cuda_gemm(&gemm, ra_stream_cuda(stream)));
     return ra_moe_cuda_select(router, rows, plan->cuda->logits, weights->cuda->bias,
-                              plan->cuda->expert, plan->cuda->weight, gap, ra_stream_cuda(stream));
+                              plan->cuda->expert, weight, gap, ra_stream_cuda(stream));
 }
 
-static ra_status_t run_tile(ra_moe_plan_t *plan, const ra_moe_args_t *args, int64_t row,
-                            int64_t rows, ra_stream_t *stream)
+static ra_status_t begin_round(ra_moe_plan_t *plan, const ra_moe_args_t *args,
+                               struct ra_moe_cuda_round *round, ra_stream_t *stream)
 {
-    struct ra_moe_cuda_plan *cuda = plan->cuda;
-    const int64_t element = element_of(plan->x_dtype);
+    const int64_t element = element_of(plan->x_dtype), rows = round->rows;
     const ra_moe_cuda_tokens_t home = {
-        .x = rows > 0 ? (const char *)args->x + row * args->x_stride * element : NULL,
+        .x = rows > 0 ? (const char *)args->x + round->row * args->x_stride * element : NULL,
         .rows = rows,
         .x_stride = args->x_stride,
-        .expert = cuda->expert};
-    float *gap = args->gap != NULL ? args->gap + row : NULL;
-    RA_TRY(route(plan, args->weights, home.x, home.x_stride, rows, gap, stream));
+        .expert = plan->cuda->expert};
+    float *gap = args->gap != NULL ? args->gap + round->row : NULL;
+    RA_TRY(route(plan, args->weights, home.x, home.x_stride, rows, round->weight, gap, stream));
     if (plan->comm != NULL) {
-        RA_TRY(ra_moe_cuda_exchange(plan, args->weights, home, stream));
-    } else {
-        RA_TRY(ra_moe_cuda_run_shared(plan, args->weights, home.x, home.x_stride, rows, stream));
-        RA_TRY(ra_moe_cuda_run_experts(plan, args->weights, home, stream));
+        return ra_moe_cuda_exchange_begin(plan, args->weights, home, round, stream);
+    }
+    RA_TRY(ra_moe_cuda_run_shared(plan, args->weights, home.x, home.x_stride, rows, round->shared,
+                                  stream));
+    return ra_moe_cuda_run_experts(plan, args->weights, home, stream);
+}
+
+static ra_status_t end_round(ra_moe_plan_t *plan, const ra_moe_args_t *args,
+                             struct ra_moe_cuda_round *round, ra_stream_t *stream)
+{
+    if (plan->comm != NULL) {
+        RA_TRY(ra_moe_cuda_exchange_end(plan, round));
     }
     const ra_moe_cuda_combine_t combine = {
         .dtype = plan->x_dtype,
-        .rows = rows,
+        .rows = round->rows,
         .hidden = plan->shape.hidden,
         .top_k = plan->shape.router.top_k,
-        .position = plan->comm != NULL ? cuda->result_at : cuda->position,
-        .weight = cuda->weight,
-        .out = plan->comm != NULL ? cuda->returned : cuda->out,
-        .shared = plan->shape.shared_width > 0 ? cuda->shared : NULL,
+        .position = plan->comm != NULL ? round->result_at : plan->cuda->position,
+        .weight = round->weight,
+        .out = plan->comm != NULL ? round->returned : plan->cuda->out,
+        .shared = plan->shape.shared_width > 0 ? round->shared : NULL,
         .accumulate = args->accumulate,
-        .y = rows > 0 ? args->y + row * args->y_stride : NULL,
+        .y = round->rows > 0 ? args->y + round->row * args->y_stride : NULL,
         .y_stride = args->y_stride};
     return ra_moe_cuda_combine(&combine, ra_stream_cuda(stream));
+}
+
+/* Over ranks a round ends after the next one has begun, so that its results travel meanwhile. */
+static ra_status_t run_rounds(ra_moe_plan_t *plan, const ra_moe_args_t *args, int64_t rounds,
+                              ra_stream_t *stream)
+{
+    const int64_t behind = plan->comm != NULL ? 1 : 0;
+    for (int64_t i = 0; i < rounds + behind; i++) {
+        if (i < rounds) {
+            struct ra_moe_cuda_round *round = &plan->cuda->round[behind * (i & 1)];
+            round->row = i * plan->tile_rows;
+            round->rows = ra_min_i64(ra_max_i64(args->rows - round->row, 0), plan->tile_rows);
+            RA_TRY(begin_round(plan, args, round, stream));
+        }
+        if (i >= behind) {
+            RA_TRY(end_round(plan, args, &plan->cuda->round[behind * ((i - behind) & 1)], stream));
+        }
+    }
+    return RA_OK;
 }
 
 static ra_status_t forward(ra_moe_plan_t *plan, const ra_moe_args_t *args, ra_stream_t *stream)
 {
     int64_t rounds;
     RA_TRY(ra_moe_agree_on_rounds(plan, args->rows, &rounds));
-    for (int64_t round = 0; round < rounds; round++) {
-        int64_t row = round * plan->tile_rows;
-        int64_t rows = ra_min_i64(ra_max_i64(args->rows - row, 0), plan->tile_rows);
-        RA_TRY(run_tile(plan, args, row, rows, stream));
+    ra_status_t status = run_rounds(plan, args, rounds, stream);
+    for (int i = 0; i < 2; i++) { /* none is left unless something failed */
+        ra_request_free(plan->cuda->round[i].request);
+        plan->cuda->round[i].request = NULL;
     }
-    return RA_OK;
+    return status;
 }
 
 const ra_moe_device_ops_t ra_moe_cuda_ops = {.default_tile_rows = DEFAULT_TILE_ROWS,

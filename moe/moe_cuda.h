@@ -21,6 +21,17 @@ struct ra_moe_cuda_weights {
     void *shared_down;    /**< [hidden, shared_width] */
 };
 
+/** What a round of tokens needs until it is summed; two are on their way at once over ranks. */
+struct ra_moe_cuda_round {
+    int64_t row, rows; /**< of the call */
+    float *weight;     /**< [T, k] */
+    void *shared;      /**< [T, hidden] */
+    /* With a communicator only. */
+    int32_t *result_at;    /**< [T, k] row of `returned` */
+    void *back, *returned; /**< [slots here, hidden], [T k, hidden] */
+    ra_request_t *request; /**< of the results' transfers; NULL: none */
+};
+
 /**
  * T = tile_rows of this rank; V rows of tokens at hand: T, or all ranks' T with a communicator;
  * S sorted rows of their slots here. Unless said otherwise elements are of x_dtype.
@@ -29,24 +40,22 @@ struct ra_moe_cuda_plan {
     void *memory;
     float *logits;     /**< [T, E] */
     int32_t *expert;   /**< [T, k] ascending */
-    float *weight;     /**< [T, k] */
     int32_t *position; /**< [V, k] sorted row of a slot */
     int32_t *source;   /**< [S] row of the tokens at hand */
     ra_moe_tile_t *tiles;
     int32_t *tile_count, *scratch;
-    void *inner;                 /**< [S, width] */
-    void *out;                   /**< [S, hidden] */
-    void *shared_inner, *shared; /**< [T, shared_width], [T, hidden] */
+    void *inner;                       /**< [S, width] */
+    void *out;                         /**< [S, hidden] */
+    void *shared_inner;                /**< [T, shared_width] */
+    struct ra_moe_cuda_round round[2]; /**< the second with a communicator only */
     int64_t sorted_rows, max_tiles;
 
     /* With a communicator only. P = ranks. */
     int32_t *totals;                        /**< [2, P] */
     int32_t *tokens_before;                 /**< [max(P T, V)] */
     int32_t *slots_before;                  /**< [max(P T, V)] */
-    int32_t *result_at;                     /**< [T, k] */
     void *send, *received;                  /**< [T min(P, k), hidden], [V, hidden] */
     int32_t *send_expert, *received_expert; /**< likewise, k wide */
-    void *back, *returned;                  /**< [slots here, hidden], [T k, hidden] */
     int32_t *host_totals;                   /**< [2, P] pinned */
     int64_t *table;           /**< [P, 2, P] host: tokens and slots from rank to rank */
     ra_transfer_t *transfers; /**< [4 P] host */
@@ -62,18 +71,21 @@ typedef struct ra_moe_cuda_tokens {
 /** Sort the slots of @a tokens and run them: plan->cuda->out by plan->cuda->position. */
 ra_status_t ra_moe_cuda_run_experts(ra_moe_plan_t *plan, const ra_moe_weights_t *weights,
                                     ra_moe_cuda_tokens_t tokens, ra_stream_t *stream);
-/** The shared expert on @a rows rows: plan->cuda->shared. */
+/** The shared expert on @a rows rows to @a shared. */
 ra_status_t ra_moe_cuda_run_shared(ra_moe_plan_t *plan, const ra_moe_weights_t *weights,
-                                   const void *x, int64_t x_stride, int64_t rows,
+                                   const void *x, int64_t x_stride, int64_t rows, void *shared,
                                    ra_stream_t *stream);
 
 /** Allocate the buffers of the exchange on the host; those of the device are in the plan. */
 ra_status_t ra_moe_cuda_exchange_create(ra_moe_plan_t *plan);
 /**
  * One round over all ranks: the slots of plan->cuda->expert [home.rows, k] run where their experts
- * live, and the shared expert here meanwhile. Results: plan->cuda->returned with result_at.
+ * live, and the shared expert here meanwhile. The results are on their way when it returns;
+ * ra_moe_cuda_exchange_end() brings them to round->returned, by result_at.
  */
-ra_status_t ra_moe_cuda_exchange(ra_moe_plan_t *plan, const ra_moe_weights_t *weights,
-                                 ra_moe_cuda_tokens_t home, ra_stream_t *stream);
+ra_status_t ra_moe_cuda_exchange_begin(ra_moe_plan_t *plan, const ra_moe_weights_t *weights,
+                                       ra_moe_cuda_tokens_t home, struct ra_moe_cuda_round *round,
+                                       ra_stream_t *stream);
+ra_status_t ra_moe_cuda_exchange_end(ra_moe_plan_t *plan, struct ra_moe_cuda_round *round);
 
 #endif

@@ -3,8 +3,8 @@
  *
  * The device counts how many tokens and slots go to each rank; the host reads those counts (the one
  * wait of a round) and tells the other ranks, and all further sizes are known. Tokens travel with
- * their choices; their weights stay at home. Order as in moe_exchange.c, so the bits are those of
- * the replicated layer.
+ * their choices; their weights stay at home. Results travel while the next round runs. Order as in
+ * moe_exchange.c, so the bits are those of the replicated layer.
  */
 #include "base/device_cuda.h"
 #include "base/log.h"
@@ -71,16 +71,10 @@ static int add_transfers(const ra_moe_plan_t *plan, uint32_t tag, int what, bool
     return count;
 }
 
-static ra_status_t finish(ra_moe_plan_t *plan, ra_request_t *request)
-{
-    ra_status_t status = ra_comm_wait(request, ra_comm_deadline(plan->comm));
-    ra_request_free(request);
-    return status;
-}
-
 /* Tokens and their choices leave and arrive; the shared expert runs beside them. */
 static ra_status_t send_tokens(ra_moe_plan_t *plan, const ra_moe_weights_t *weights,
-                               ra_moe_cuda_tokens_t home, int64_t row_bytes, ra_stream_t *stream)
+                               ra_moe_cuda_tokens_t home, void *shared, int64_t row_bytes,
+                               ra_stream_t *stream)
 {
     struct ra_moe_cuda_plan *cuda = plan->cuda;
     const int64_t choice_bytes = plan->shape.router.top_k * (int64_t)sizeof(int32_t);
@@ -91,26 +85,34 @@ static ra_status_t send_tokens(ra_moe_plan_t *plan, const ra_moe_weights_t *weig
                            cuda->transfers + count);
     RA_TRY(ra_comm_post(plan->comm, cuda->transfers, count, &request));
     ra_status_t status =
-        ra_moe_cuda_run_shared(plan, weights, home.x, home.x_stride, home.rows, stream);
-    if (status != RA_OK) {
-        ra_request_free(request);
-        return status;
+        ra_moe_cuda_run_shared(plan, weights, home.x, home.x_stride, home.rows, shared, stream);
+    if (status == RA_OK) {
+        status = ra_comm_wait(request, ra_comm_deadline(plan->comm));
     }
-    return finish(plan, request);
+    ra_request_free(request);
+    return status;
 }
 
-static ra_status_t return_results(ra_moe_plan_t *plan, int64_t row_bytes)
+static ra_status_t return_results(ra_moe_plan_t *plan, struct ra_moe_cuda_round *round,
+                                  int64_t row_bytes)
 {
     struct ra_moe_cuda_plan *cuda = plan->cuda;
-    ra_request_t *request = NULL;
-    int count = add_transfers(plan, TAG_RESULTS, 1, false, cuda->back, cuda->returned, row_bytes,
+    int count = add_transfers(plan, TAG_RESULTS, 1, false, round->back, round->returned, row_bytes,
                               cuda->transfers);
-    RA_TRY(ra_comm_post(plan->comm, cuda->transfers, count, &request));
-    return finish(plan, request);
+    return ra_comm_post(plan->comm, cuda->transfers, count, &round->request);
 }
 
-ra_status_t ra_moe_cuda_exchange(ra_moe_plan_t *plan, const ra_moe_weights_t *weights,
-                                 ra_moe_cuda_tokens_t home, ra_stream_t *stream)
+ra_status_t ra_moe_cuda_exchange_end(ra_moe_plan_t *plan, struct ra_moe_cuda_round *round)
+{
+    ra_status_t status = ra_comm_wait(round->request, ra_comm_deadline(plan->comm));
+    ra_request_free(round->request);
+    round->request = NULL;
+    return status;
+}
+
+ra_status_t ra_moe_cuda_exchange_begin(ra_moe_plan_t *plan, const ra_moe_weights_t *weights,
+                                       ra_moe_cuda_tokens_t home, struct ra_moe_cuda_round *round,
+                                       ra_stream_t *stream)
 {
     struct ra_moe_cuda_plan *cuda = plan->cuda;
     const int64_t hidden = plan->shape.hidden;
@@ -127,9 +129,9 @@ ra_status_t ra_moe_cuda_exchange(ra_moe_plan_t *plan, const ra_moe_weights_t *we
                                    .totals = cuda->totals};
     RA_TRY(ra_moe_cuda_visits(&visits, ra_stream_cuda(stream)));
     RA_TRY(ra_moe_cuda_pack(&visits, plan->x_dtype, home.x, hidden, home.x_stride, cuda->send,
-                            cuda->send_expert, cuda->result_at, ra_stream_cuda(stream)));
+                            cuda->send_expert, round->result_at, ra_stream_cuda(stream)));
     RA_TRY(share_counts(plan, stream));
-    RA_TRY(send_tokens(plan, weights, home, row_bytes, stream));
+    RA_TRY(send_tokens(plan, weights, home, round->shared, row_bytes, stream));
 
     ra_moe_cuda_tokens_t visitors = {
         .x = cuda->received, .x_stride = hidden, .expert = cuda->received_expert};
@@ -142,7 +144,7 @@ ra_status_t ra_moe_cuda_exchange(ra_moe_plan_t *plan, const ra_moe_weights_t *we
     visits.rank_begin = plan->rank;
     visits.rank_count = 1;
     RA_TRY(ra_moe_cuda_visits(&visits, ra_stream_cuda(stream)));
-    RA_TRY(ra_moe_cuda_unsort(&visits, plan->x_dtype, cuda->position, cuda->out, hidden, cuda->back,
-                              ra_stream_cuda(stream)));
-    return return_results(plan, row_bytes);
+    RA_TRY(ra_moe_cuda_unsort(&visits, plan->x_dtype, cuda->position, cuda->out, hidden,
+                              round->back, ra_stream_cuda(stream)));
+    return return_results(plan, round, row_bytes);
 }

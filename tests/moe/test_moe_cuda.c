@@ -207,6 +207,35 @@ static void forward_equals_the_dense_loop(void **unused)
     }
 }
 
+/* Ring-mini's sizes with fewer experts. x is small, so that scores do not crowd at 1. */
+static void a_published_size_equals_the_dense_loop(void **unused)
+{
+    (void)unused;
+    if (no_gpu()) {
+        skip();
+    }
+    const ra_moe_shape_t shape = {2048, 512, 512, {16, 4, 4, 2, true, 2.5F}};
+    moe_layer_t *layer = moe_layer_create(&shape, RA_BF16, RA_BF16);
+    uint64_t seed = 9;
+    int64_t rows = 70, count = rows * (shape.hidden + PAD);
+    float *x = bf16_floats(count, &seed);
+    for (int64_t i = 0; i < count; i++) {
+        x[i] *= 0.0625F;
+    }
+    call_t call = {.layer = layer,
+                   .dtype = RA_BF16,
+                   .rows = rows,
+                   .x = x,
+                   .y = moe_random_floats(count, &seed, 1),
+                   .gap = moe_random_floats(rows, &seed, 1)};
+    assert_int_equal(run_call(&call, NULL), RA_OK);
+    compare(&call);
+    free(x);
+    free(call.y);
+    free(call.gap);
+    moe_layer_destroy(layer);
+}
+
 static void accumulating_adds_to_what_is_there(void **unused)
 {
     (void)unused;
@@ -359,6 +388,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(forward_equals_the_dense_loop),
+        cmocka_unit_test(a_published_size_equals_the_dense_loop),
         cmocka_unit_test(accumulating_adds_to_what_is_there),
         cmocka_unit_test(a_row_that_is_not_finite_stays_alone),
         cmocka_unit_test(expert_parallel_gives_the_bits_of_replicated),
