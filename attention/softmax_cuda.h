@@ -59,6 +59,7 @@ typedef struct ra_softmax_cuda_call {
     const uint32_t *ready;           /**< optional [ceil(keys / gate_keys)] in device memory */
     uint32_t epoch;
     int64_t gate_keys;
+    int32_t spare; /**< sm90: multiprocessors left to other kernels, such as transfers */
 } ra_softmax_cuda_call_t;
 
 /**

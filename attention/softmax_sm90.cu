@@ -519,7 +519,8 @@ ra_status_t ra_softmax_sm90_launch(const ra_softmax_cuda_call_t *call, struct CU
     cudaError_t error = cudaFuncSetAttribute(
         kernel->run, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel->shared);
     if (error == cudaSuccess) {
-        const unsigned grid = (unsigned)(units < processors ? units : processors);
+        const int64_t most = processors > call->spare ? processors - call->spare : 1;
+        const unsigned grid = (unsigned)(units < most ? units : most);
         kernel->run<<<grid, kernel->threads, kernel->shared, stream>>>(params_of(call, l2_bytes),
                                                                        q_map, k_map, v_map);
         error = cudaGetLastError();

@@ -8,7 +8,8 @@ enum {
     RA_TAG_RING_PREFIX,        /**< cached blocks from their owners */
     RA_TAG_RING_HALO,
     RA_TAG_RING_STATE,
-    RA_TAG_RING_GATHER
+    RA_TAG_RING_GATHER,
+    RA_TAG_RING_KEYS /**< keys and values from their owners */
 };
 
 #endif

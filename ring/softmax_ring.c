@@ -6,10 +6,14 @@
 #include "base/trace.h"
 #include "ring/block_tour.h"
 #include "ring/halo.h"
+#include "ring/kv_gather.h"
 #include "ring/ring_tags.h"
 #include "ring/softmax_schedule.h"
 #include "ring/softmax_stages.h"
 #include <stdlib.h>
+
+/* Left free beside transfers that are kernels: as many thread blocks as comm/ gives to NCCL. */
+enum { TRANSFER_PROCESSORS = 16 };
 
 struct ra_softmax_ring {
     ra_comm_t *comm;     /* borrowed */
@@ -22,6 +26,7 @@ struct ra_softmax_ring {
     ra_block_tour_t *ring;         /* without a window */
     ra_block_tour_t *prefix;       /* without a window, with a prefix */
     ra_halo_t *halo;               /* with a window */
+    ra_kv_gather_t *gather;        /* in place of all of these */
     void *halo_kv;                 /* [2][halo rows][G * D] */
     float *m, *l;                  /* [H, rows]; without stages */
     int ring_count;                /* blocks that go round */
@@ -164,6 +169,20 @@ static ra_status_t create_halo(ra_softmax_ring_t *plan)
                            &plan->halo_kv);
 }
 
+/* Where some rank needs another's keys, and the order of the folds is free. */
+static ra_status_t create_gather(ra_softmax_ring_t *plan)
+{
+    const ra_softmax_ring_params_t *params = &plan->params;
+    if (!ra_softmax_uses_lists(plan->kernel) || params->walk || params->reproducible ||
+        params->window > 0 || params->prefix != NULL ||
+        ring_steps(params->layout, params->causal) == 1) {
+        return RA_OK;
+    }
+    return ra_kv_gather_create(plan->comm, plan->stream, params->layout, params->causal,
+                               kv_row_bytes(plan), ra_softmax_waits_for_keys(plan->kernel),
+                               &plan->gather);
+}
+
 /* The folds of a call in their order, which is that of the walks below. */
 static ra_status_t create_stages(ra_softmax_ring_t *plan)
 {
@@ -176,6 +195,12 @@ static ra_status_t create_stages(ra_softmax_ring_t *plan)
     if (plan->halo != NULL) {
         visits[count++] = (ra_softmax_visit_t){RA_STAGE_RING, plan->rank};
         visits[count++] = (ra_softmax_visit_t){RA_STAGE_HALO, plan->rank};
+    }
+    if (plan->gather != NULL && (plan->gather->rows == 0 || !plan->gather->gated)) {
+        visits[count++] = (ra_softmax_visit_t){RA_STAGE_RING, plan->rank};
+    }
+    if (plan->gather != NULL && plan->gather->rows > 0) {
+        visits[count++] = (ra_softmax_visit_t){RA_STAGE_GATHERED, plan->rank};
     }
     for (int i = 0; i < plan->ring_count; i++) {
         visits[count++] = (ra_softmax_visit_t){RA_STAGE_RING, (plan->rank - i + size) % size};
@@ -194,9 +219,10 @@ static ra_status_t fill_plan(ra_softmax_ring_t *plan)
 {
     const ra_softmax_ring_params_t *params = &plan->params;
     RA_TRY(choose_kernel(plan));
+    RA_TRY(create_gather(plan));
     if (params->window > 0) {
         RA_TRY(create_halo(plan));
-    } else {
+    } else if (plan->gather == NULL) {
         RA_TRY(create_tours(plan));
     }
     ra_softmax_schedule_params_t schedule = {
@@ -208,6 +234,7 @@ static ra_status_t fill_plan(ra_softmax_ring_t *plan)
         .reproducible = params->reproducible,
         .halo_runs = plan->halo != NULL ? ra_halo_runs(plan->halo) : NULL,
         .halo_rows = plan->halo != NULL ? ra_halo_rows(plan->halo) : 0,
+        .gather = plan->gather,
     };
     RA_TRY(ra_softmax_schedule_create(&schedule, &plan->schedule));
     if (ra_softmax_uses_lists(plan->kernel)) {
@@ -255,6 +282,7 @@ void ra_softmax_ring_destroy(ra_softmax_ring_t *plan)
     ra_softmax_stages_destroy(plan->stages);
     ra_softmax_schedule_destroy(plan->schedule);
     ra_halo_destroy(plan->halo);
+    ra_kv_gather_destroy(plan->gather);
     ra_block_tour_destroy(plan->prefix);
     ra_block_tour_destroy(plan->ring);
     free(plan);
@@ -281,6 +309,22 @@ static ra_status_t fold_block(ra_softmax_ring_t *plan, const ra_softmax_ring_io_
     return ra_softmax_fold(plan->kernel, block, &state, plan->stream);
 }
 
+/* What a kernel beside transfers waits for, or leaves to them. */
+static void share_device(const ra_softmax_ring_t *plan, ra_softmax_visit_t visit,
+                         ra_softmax_cuda_call_t *call)
+{
+    const ra_kv_gather_t *gather = plan->gather;
+    if (visit.source == RA_STAGE_GATHERED && gather->gated) {
+        call->ready = gather->gates;
+        call->epoch = gather->epoch;
+        call->gate_keys = gather->gate_keys;
+    }
+    bool beside = visit.source == RA_STAGE_RING && (gather != NULL || plan->ring_count > 1);
+    if (beside && ra_comm_uses_kernels(plan->comm)) {
+        call->spare = TRANSFER_PROCESSORS;
+    }
+}
+
 /* Fold what was visited: [2][its keys][G * D]. */
 static ra_status_t fold(ra_softmax_ring_t *plan, const ra_softmax_ring_io_t *io, const void *kv,
                         ra_softmax_visit_t visit)
@@ -304,6 +348,7 @@ static ra_status_t fold(ra_softmax_ring_t *plan, const ra_softmax_ring_io_t *io,
                                        .out_dtype = plan->params.dtype,
                                        .out_stride = io->o_stride,
                                        .lse = io->lse};
+        share_device(plan, visit, &call);
         status = ra_softmax_stages_fold(plan->stages, stage, &call);
     } else {
         status = fold_block(plan, io, &block);
@@ -374,9 +419,36 @@ err_abort:
     return status;
 }
 
+/* The others' keys are on their way while the own ones are folded. */
+static ra_status_t fold_gathered(ra_softmax_ring_t *plan, const ra_softmax_ring_io_t *io)
+{
+    ra_kv_gather_t *gather = plan->gather;
+    const ra_softmax_visit_t own = {RA_STAGE_RING, plan->rank};
+    const ra_softmax_visit_t all = {RA_STAGE_GATHERED, plan->rank};
+    bool at_once = gather->gated && gather->rows > 0;
+    RA_TRY(ra_kv_gather_start(gather, io->kv));
+    ra_status_t status = fold(plan, io, at_once ? gather->kv : io->kv, at_once ? all : own);
+    if (status != RA_OK) {
+        ra_kv_gather_cancel(gather, status);
+        return status;
+    }
+    RA_TRY(ra_kv_gather_finish(gather));
+    if (at_once || gather->rows == 0) {
+        return RA_OK;
+    }
+    status = fold(plan, io, gather->kv, all);
+    if (status != RA_OK) {
+        ra_comm_abort(plan->comm, status);
+    }
+    return status;
+}
+
 static ra_status_t fold_all(ra_softmax_ring_t *plan, const ra_softmax_ring_io_t *io)
 {
     plan->stage = 0;
+    if (plan->gather != NULL) {
+        return fold_gathered(plan, io);
+    }
     if (plan->halo != NULL) {
         RA_TRY(fold_window(plan, io));
     } else {
@@ -416,6 +488,10 @@ ra_ring_stats_t ra_softmax_ring_stats(const ra_softmax_ring_t *plan)
     }
     if (plan->prefix != NULL) {
         ra_block_tour_add_stats(plan->prefix, &stats);
+    }
+    if (plan->gather != NULL) {
+        stats.wait_ns += plan->gather->stats.wait_ns;
+        stats.received_bytes += plan->gather->stats.received_bytes;
     }
     return stats;
 }

@@ -16,7 +16,10 @@
  *
  * On a GPU the communicator is attached to the plan's stream, and a call only queues work. What
  * every fold of the plan needs is on the device once the plan is made. One rank without a prefix
- * is one kernel that reads io->kv in place.
+ * is one kernel that reads io->kv in place. Several ranks without window, prefix and `reproducible`
+ * gather instead of going round (ring/kv_gather.h), as long as every rank has room for it: where
+ * copy engines bring the keys, one kernel walks all keys as they arrive; elsewhere one kernel folds
+ * the rank's own keys while the others come, and a second one those.
  *
  * Numerics  fp32 sums and states (GPUs: softmax_cuda.h). A row's bits depend on its own document,
  * the rank count and the layout kind, and never on other documents. With `reproducible` (contiguous
@@ -47,6 +50,8 @@ typedef struct ra_softmax_ring_params {
     bool reproducible;
     const char *kernel; /**< row of the softmax kernel table; NULL means "auto" */
     ra_dtype_t dtype;   /**< of q, k, v and o: F32, on a GPU also BF16 */
+    /** GPUs: blocks go round even where there is room for all keys that a rank needs. */
+    bool walk;
 } ra_softmax_ring_params_t;
 
 /** One call's tensors on the stream's device. R = layout->rows[rank]; P = prefix rows. */
@@ -61,7 +66,8 @@ typedef struct ra_softmax_ring_io {
 } ra_softmax_ring_io_t;
 
 /**
- * Make a plan for one layer shape and one layout; any number of layers may use it in turn.
+ * Collective. Make a plan for one layer shape and one layout; any number of layers may use it in
+ * turn.
  * @param comm, stream  borrowed, outlive the plan.
  * @retval RA_ERR_INVALID      shapes or layouts do not fit together.
  * @retval RA_ERR_UNSUPPORTED  no kernel, reproducible with zigzag on several ranks or

@@ -56,6 +56,10 @@ ra_status_t ra_softmax_schedule_create(const ra_softmax_schedule_params_t *param
         groups += tiles_of_rank(layout, params->rank);
         spans += ra_max_i64(ra_max_i64(most_tiles(layout), most_tiles(prefix)), halo_tiles);
     }
+    if (params->gather != NULL) { /* runs of the document, and one between sections */
+        spans += 4 * runs * layout->ranks;
+        keys = ra_max_i64(keys, params->gather->rows);
+    }
     ra_softmax_schedule_t *schedule = calloc(1, sizeof(*schedule));
     if (schedule != NULL) {
         schedule->params = *params;
@@ -67,10 +71,13 @@ ra_status_t ra_softmax_schedule_create(const ra_softmax_schedule_params_t *param
         /* twice: covering puts one more between each two and at the ends */
         schedule->groups = calloc(2 * (size_t)groups + 2, sizeof(ra_row_group_t));
         schedule->spans = calloc((size_t)spans + 1, sizeof(ra_key_span_t));
+        schedule->first_of = calloc((size_t)layout->document_count + 1, sizeof(int64_t));
+        schedule->next_of = calloc(
+            params->gather != NULL ? (size_t)params->gather->run_count + 1 : 1, sizeof(int64_t));
     }
     if (schedule == NULL || schedule->base == NULL || schedule->row_lo == NULL ||
         schedule->row_hi == NULL || schedule->key_pos == NULL || schedule->groups == NULL ||
-        schedule->spans == NULL) {
+        schedule->spans == NULL || schedule->first_of == NULL || schedule->next_of == NULL) {
         ra_softmax_schedule_destroy(schedule);
         return ra_fail(RA_ERR_NOMEM, "ring", "cannot allocate a schedule of %lld rows",
                        (long long)rows);
@@ -91,6 +98,8 @@ void ra_softmax_schedule_destroy(ra_softmax_schedule_t *schedule)
     free(schedule->key_pos);
     free(schedule->groups);
     free(schedule->spans);
+    free(schedule->first_of);
+    free(schedule->next_of);
     free(schedule);
 }
 
@@ -234,6 +243,54 @@ void ra_softmax_schedule_halo(ra_softmax_schedule_t *schedule)
             add_group(schedule, run->local + row, ra_min_i64(tile, run->count - row), spans,
                       first - lowest);
         }
+    }
+}
+
+/* Runs of each document in the order of the sections. */
+static void chain_gathered_runs(ra_softmax_schedule_t *schedule)
+{
+    const ra_kv_gather_t *gather = schedule->params.gather;
+    for (int64_t d = 0; d < schedule->params.layout->document_count; d++) {
+        schedule->first_of[d] = -1;
+    }
+    for (int64_t i = gather->run_count - 1; i >= 0; i--) {
+        int64_t *first = &schedule->first_of[gather->runs[i].document];
+        schedule->next_of[i] = *first;
+        *first = i;
+    }
+}
+
+/* An empty span between two sections keeps them apart: touching spans may become one, and its
+ * highest keys come first. */
+void ra_softmax_schedule_gathered(ra_softmax_schedule_t *schedule)
+{
+    const ra_softmax_schedule_params_t *params = &schedule->params;
+    const ra_kv_gather_t *gather = params->gather;
+    const ra_run_t *runs = ra_layout_runs(params->layout, params->rank);
+
+    begin_block(schedule, gather->rows);
+    chain_gathered_runs(schedule);
+    for (int64_t j = 0; j < gather->rows; j++) {
+        schedule->key_pos[j] = 0; /* between sections */
+    }
+    for (int64_t i = 0; i < gather->run_count; i++) {
+        const ra_gathered_run_t *keys = &gather->runs[i];
+        fill_key_positions(schedule, keys->document, keys->start, keys->row, keys->count);
+    }
+    for (int64_t i = 0; i < ra_layout_run_count(params->layout, params->rank); i++) {
+        int64_t spans = schedule->span_count, before = -1;
+        for (int64_t k = schedule->first_of[runs[i].document]; k >= 0; k = schedule->next_of[k]) {
+            const ra_gathered_run_t *keys = &gather->runs[k];
+            if (params->causal && keys->start > runs[i].start) {
+                continue;
+            }
+            if (before >= 0 && keys->section != gather->runs[before].section) {
+                add_span(schedule, keys->row, 0);
+            }
+            add_span(schedule, keys->row, keys->count);
+            before = k;
+        }
+        add_group(schedule, runs[i].local, runs[i].count, spans, schedule->span_count - spans);
     }
 }
 

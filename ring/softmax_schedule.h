@@ -15,6 +15,7 @@
 
 #include "attention/softmax_block.h"
 #include "ring/halo.h"
+#include "ring/kv_gather.h"
 #include "ring/layout.h"
 
 typedef struct ra_softmax_schedule_params {
@@ -24,6 +25,7 @@ typedef struct ra_softmax_schedule_params {
     bool causal, reproducible;
     const ra_halo_run_t *halo_runs; /**< with a window; borrowed */
     int64_t halo_rows;
+    const ra_kv_gather_t *gather; /**< optional, not reproducible; borrowed */
 } ra_softmax_schedule_params_t;
 
 typedef struct ra_softmax_schedule {
@@ -37,6 +39,7 @@ typedef struct ra_softmax_schedule {
     int64_t group_count;
     ra_key_span_t *spans;
     int64_t span_count;
+    int64_t *first_of, *next_of; /**< gathered: first run of each document, the one after each */
 } ra_softmax_schedule_t;
 
 ra_status_t ra_softmax_schedule_create(const ra_softmax_schedule_params_t *params,
@@ -49,6 +52,8 @@ void ra_softmax_schedule_block(ra_softmax_schedule_t *schedule, bool of_prefix, 
 /** Fill in for the halo rows. */
 void ra_softmax_schedule_halo(ra_softmax_schedule_t *schedule);
 
+/** Fill in for the gathered rows: section after section, which is how they arrive. */
+void ra_softmax_schedule_gathered(ra_softmax_schedule_t *schedule);
 /** Add groups without spans for the rows in none, so that a fold reaches every row. */
 void ra_softmax_schedule_cover(ra_softmax_schedule_t *schedule);
 

@@ -6,6 +6,8 @@ void ra_softmax_visit_schedule(ra_softmax_schedule_t *schedule, ra_softmax_visit
 {
     if (visit.source == RA_STAGE_HALO) {
         ra_softmax_schedule_halo(schedule);
+    } else if (visit.source == RA_STAGE_GATHERED) {
+        ra_softmax_schedule_gathered(schedule);
     } else {
         ra_softmax_schedule_block(schedule, visit.source == RA_STAGE_PREFIX, visit.owner);
     }

@@ -13,7 +13,12 @@
 #include "ring/softmax_schedule.h"
 
 /** Whose keys a fold takes. */
-typedef enum ra_stage_source { RA_STAGE_RING, RA_STAGE_PREFIX, RA_STAGE_HALO } ra_stage_source_t;
+typedef enum ra_stage_source {
+    RA_STAGE_RING,
+    RA_STAGE_PREFIX,
+    RA_STAGE_HALO,
+    RA_STAGE_GATHERED
+} ra_stage_source_t;
 
 typedef struct ra_softmax_visit {
     ra_stage_source_t source;
@@ -42,7 +47,8 @@ ra_status_t ra_softmax_stages_create(const ra_softmax_kernel_t *kernel,
                                      ra_stream_t *stream, ra_softmax_stages_t **stages_p);
 /** Accepts NULL. */
 void ra_softmax_stages_destroy(ra_softmax_stages_t *stages);
-/** Fold stage @a i: @a call has block (q, k, v and sizes), out, out_dtype, out_stride and lse. */
+/** Fold stage @a i: @a call has block (q, k, v and sizes), out, out_dtype, out_stride and lse,
+ * and what concerns gates and multiprocessors. */
 ra_status_t ra_softmax_stages_fold(const ra_softmax_stages_t *stages, int i,
                                    const ra_softmax_cuda_call_t *call);
 

@@ -16,7 +16,7 @@ typedef struct ring_case {
     ra_layout_kind_t kind;
     ra_dtype_t dtype;
     int64_t window;
-    bool full, reproducible;
+    bool full, reproducible, walk;
     const char *transport; /* NULL: "peer" */
     int layers;            /* runs of the plan, all the same; 0 means 1 */
 } ring_case_t;
@@ -97,7 +97,8 @@ static ra_status_t run_layers(ra_comm_t *comm, ra_stream_t *stream, const ring_r
                                        .window = c->window,
                                        .causal = !c->full,
                                        .reproducible = c->reproducible,
-                                       .dtype = c->dtype};
+                                       .dtype = c->dtype,
+                                       .walk = c->walk};
     ra_softmax_ring_t *plan = NULL;
     ra_status_t status = ra_softmax_ring_create(comm, stream, &params, &plan);
     for (int layer = 0; layer < (c->layers > 0 ? c->layers : 1) && status == RA_OK; layer++) {
@@ -349,6 +350,15 @@ static void full_attention_is_exact_on_any_ring(void **state)
     compare_everywhere((ring_case_t){.dim = 64, .dtype = RA_BF16, .full = true}, packs, 2);
 }
 
+static void blocks_that_go_round_are_exact(void **state)
+{
+    (void)state;
+    skip_without_gpu();
+    ring_case_t c = {.dim = 128, .dtype = RA_BF16, .walk = true, .layers = 3};
+    compare_everywhere(c, packs, 2);
+    compare_everywhere((ring_case_t){.dim = 32, .walk = true, .full = true}, packs + 1, 1);
+}
+
 static void windows_are_exact_on_any_ring(void **state)
 {
     (void)state;
@@ -458,7 +468,8 @@ static void rings_over_nccl_are_exact(void **state)
                              .kind = kinds[i % 2],
                              .dtype = RA_BF16,
                              .window = i / 2 == 1 ? 100 : 0,
-                             .transport = i / 2 == 2 ? "peer" : "nccl",
+                             .walk = i / 2 == 2,
+                             .transport = "nccl",
                              .layers = 3};
             double *want = oracle(&c);
             ring_result_t result = run_case(&c);
@@ -505,6 +516,7 @@ int main(void)
         cmocka_unit_test(bf16_attention_is_exact_on_any_ring),
         cmocka_unit_test(fp32_attention_is_exact_on_any_ring),
         cmocka_unit_test(full_attention_is_exact_on_any_ring),
+        cmocka_unit_test(blocks_that_go_round_are_exact),
         cmocka_unit_test(windows_are_exact_on_any_ring),
         cmocka_unit_test(cached_prefixes_are_exact_on_any_ring),
         cmocka_unit_test(reproducible_attention_is_exact_too),
