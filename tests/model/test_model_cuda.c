@@ -1,14 +1,16 @@
 /*
  * The whole forward pass on GPUs against the same reference outputs as on the CPU (float64, plain
  * formulas). fp32: the CPU's bound. bf16: products of bf16 operands, so rounding of 2^-9 a value
- * and now and then another expert; what is held is that errors are rounding (small in the mean) and
- * have no direction (smaller still with their signs), observed values are printed.
+ * and now and then another expert; what is held is that errors are no larger in the mean than 1.5
+ * times those of PyTorch in bf16 and have no direction. Observed values are printed.
  */
 #include "base/device.h"
 #include "tests/model/golden_support.h"
 
 static const char *const models[] = {"tests/goldens/ring_linear",
                                      "tests/goldens/ring_linear_mini_shape"};
+/* Mean error of a PyTorch bf16 run of the same formulas on one H200, experts chosen freely. */
+static const double torch_bf16[] = {0.0357, 0.0567};
 enum { TILE = 16, RANKS_MOST = 3 };
 
 static void skip_without_gpu(void)
@@ -58,12 +60,14 @@ static spread_t differences(const ra_session_options_t *options, const golden_t 
     return spread;
 }
 
-static void check_model(const char *dir, const char *dtype, bool expert_parallel)
+static void check_model(size_t model, const char *dtype, bool expert_parallel)
 {
+    const char *dir = models[model];
     char path[256];
     snprintf(path, sizeof(path), "%s/golden.safetensors", dir);
     golden_t golden = golden_open(path, "");
     bool bf16 = strcmp(dtype, "bf16") == 0;
+    double bias = 0;
 
     for (int ranks = 1; ranks <= RANKS_MOST; ranks++) {
         for (int zigzag = 0; zigzag < 2; zigzag++) {
@@ -74,11 +78,14 @@ static void check_model(const char *dir, const char *dtype, bool expert_parallel
             print_message("%s %s ranks %d %s experts %s: worst %.2e mean %.2e bias %+.2e\n", dir,
                           dtype, ranks, options.layout, expert_parallel ? "parallel" : "replicated",
                           spread.worst, spread.mean, spread.bias);
-            assert_true(spread.mean <= (bf16 ? 5e-2 : 2e-5));
-            assert_true(fabs(spread.bias) <= 1e-2);
+            assert_true(spread.mean <= (bf16 ? 1.5 * torch_bf16[model] : 2e-5));
             assert_true(bf16 || spread.worst <= 2e-4);
+            bias += spread.bias / (2 * RANKS_MOST);
         }
     }
+    /* Of 300 tokens alone, where an expert or two falls otherwise, the standard error is 7e-3. */
+    print_message("mean bias %+.2e\n", bias);
+    assert_true(fabs(bias) <= 1e-2);
     ra_safetensors_close(golden.file);
 }
 
@@ -87,8 +94,8 @@ static void goldens_hold_in_fp32(void **state)
     (void)state;
     skip_without_gpu();
     for (size_t m = 0; m < RA_ARRAY_LEN(models); m++) {
-        check_model(models[m], "f32", false);
-        check_model(models[m], "f32", true);
+        check_model(m, "f32", false);
+        check_model(m, "f32", true);
     }
 }
 
@@ -97,8 +104,8 @@ static void goldens_hold_in_bf16_up_to_rounding(void **state)
     (void)state;
     skip_without_gpu();
     for (size_t m = 0; m < RA_ARRAY_LEN(models); m++) {
-        check_model(models[m], "bf16", false);
-        check_model(models[m], "bf16", true);
+        check_model(m, "bf16", false);
+        check_model(m, "bf16", true);
     }
 }
 
