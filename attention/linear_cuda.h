@@ -13,7 +13,7 @@
  * Parts (sm90)   A segment longer than a part is cut into parts by its own length and the head
  * count alone, and each part is a unit of work: (1) what each part adds to the state, all at once;
  * (2) the states between parts, S <- e^{G} S + B; (3) the outputs of all parts at once. Step 1 of
- * a head reads only the tail of a part where e^{g n} >= 2^-60; older tokens weigh less than that.
+ * a head reads only the tail of a part where e^{g n} >= 2^-48; older tokens weigh less than that.
  *
  * Numerics    cuda: fp32 throughout. sm90: products of bf16 operands summed in fp32; the state is
  * carried and stored in fp32; rounded to bf16 are the scores with their decay, v with its decay to

@@ -16,7 +16,7 @@ extern "C" { /* C headers without a C++ guard of their own */
 }
 #include "attention/linear_cuda.h"
 #include "attention/linear_sm90_plan.cuh"
-#include <cuda_bf16.h>
+#include "attention/linear_sm90_thread.cuh"
 
 using namespace ra_linear;
 
@@ -66,153 +66,11 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *q_
         unit = next;
     }
     ra_mbar_wait(ra_smem_addr(&control->empty[slot.index]), slot.lap ^ 1);
-    control->step[slot.index] = step_t{0, 0, 0, STEP_END};
+    control->step[slot.index] = step_t{0, 0, 0, CHUNK | STEP_END};
     ra_mbar_arrive(ra_smem_addr(&control->full[slot.index]));
 }
 
 /* ---- consumers ----------------------------------------------------------------------------- */
-
-/* Where a thread stands in the fragments of its warpgroup. */
-struct thread_t {
-    int warp, lane, row, column; /* of accumulator 0 */
-    __device__ __forceinline__ thread_t()
-    {
-        warp = (threadIdx.x >> 5) & 3;
-        lane = threadIdx.x & 31;
-        row = 16 * warp + (lane >> 2);
-        column = 2 * (lane & 3);
-    }
-    /* Byte offset in a box of this lane's line of matrices (row0, column0), of which four make up
-     * 16 x 16: to the right second (rows_first = 0) or below second (rows_first = 1). */
-    __device__ __forceinline__ uint32_t line(int row0, int column0, int rows_first) const
-    {
-        const int matrix = lane >> 3, low = matrix & 1, high = matrix >> 1;
-        const int r = row0 + 8 * (rows_first ? low : high) + (lane & 7);
-        const int c = column0 + 8 * (rows_first ? high : low);
-        return (uint32_t)(128 * r + ((2 * c) ^ ((r & 7) << 4)));
-    }
-};
-
-/* Weights of one head that every chunk uses. */
-struct weights_t {
-    float score[9][2]; /* scale e^{g (i - j)} of accumulator (c, r, b) at [r - c + 7][b] */
-    float output[16];  /* scale e^{g (i + 1)}, column i of accumulator (c, r, b) at [2 c + b] */
-    float log2_decay, chunk;
-    __device__ __forceinline__ void set(float log_decay, float scale, const thread_t &t)
-    {
-        log2_decay = log_decay * LOG2E;
-        chunk = expf(log_decay * CHUNK);
-#pragma unroll
-        for (int d = 0; d < 9; d++)
-#pragma unroll
-            for (int b = 0; b < 2; b++) {
-                const int apart = t.row - (t.column + b) + 8 * (d - 7);
-                score[d][b] = apart < 0 ? 0.0f : scale * ra_exp2(log2_decay * (float)apart);
-            }
-#pragma unroll
-        for (int i = 0; i < 16; i++)
-            output[i] =
-                scale * ra_exp2(log2_decay * (float)(8 * (i >> 1) + t.column + (i & 1) + 1));
-    }
-};
-
-template <int N>
-__device__ __forceinline__ void load_state(const float *in, int value, const thread_t &t,
-                                           float (&s)[N])
-{
-    constexpr int D = 2 * N;
-#pragma unroll
-    for (int i = 0; i < N; i++) {
-        const int key = 8 * (i >> 2) + t.column + (i & 1);
-        s[i] = in ? in[key * D + value + 8 * ((i >> 1) & 1)] : 0.0f;
-    }
-}
-
-template <int N>
-__device__ __forceinline__ void store_state(float *out, int value, const thread_t &t,
-                                            const float (&s)[N])
-{
-    constexpr int D = 2 * N;
-#pragma unroll
-    for (int i = 0; i < N; i++) {
-        const int key = 8 * (i >> 2) + t.column + (i & 1);
-        out[key * D + value + 8 * ((i >> 1) & 1)] = s[i];
-    }
-}
-
-/* Rows of k and v behind the last token may hold anything; they count as zero. */
-template <class C>
-__device__ __forceinline__ void clear_tail(unsigned char *stage, int n, int thread)
-{
-    const int lines = (CHUNK - n) * 8;
-    for (int i = thread; i < 2 * C::BOXES * lines; i += 128 * C::WG) {
-        const int box = i / lines, line = i - box * lines;
-        *reinterpret_cast<uint4 *>(stage + C::K + box * BOX + n * 128 + line * 16) =
-            make_uint4(0, 0, 0, 0);
-    }
-    ra_fence_proxy_async_shared();
-    ra_bar_sync(1, 128 * C::WG);
-}
-
-/* v~: 16 tokens of v^T in operand registers times their decay to the end of the chunk. */
-__device__ __forceinline__ void decay_values(const uint32_t (&v)[4], int token, int n,
-                                             float log2_decay, uint32_t (&to)[4])
-{
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        float w[2];
-#pragma unroll
-        for (int b = 0; b < 2; b++) {
-            const int after = n - 1 - (token + 8 * h + b);
-            w[b] = after < 0 ? 0.0f : ra_exp2(log2_decay * (float)after);
-        }
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const uint32_t pair = v[2 * h + r];
-            to[2 * h + r] = ra_pack_bf16(__uint_as_float(pair << 16) * w[0],
-                                         __uint_as_float(pair & 0xFFFF0000u) * w[1]);
-        }
-    }
-}
-
-/* Scores to bf16 weights of v, in rows of 64 in shared memory. */
-__device__ __forceinline__ void store_scores(const float (&sc)[32], const weights_t &weights,
-                                             const thread_t &t, uint32_t box)
-{
-    uint32_t pair[16];
-#pragma unroll
-    for (int i = 0; i < 16; i++) {
-        const int d = (i & 1) - (i >> 1) + 7;
-        pair[i] =
-            ra_pack_bf16(sc[2 * i] * weights.score[d][0], sc[2 * i + 1] * weights.score[d][1]);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-        ra_stmatrix_x4(box + t.line(16 * t.warp, 16 * i, 1), pair[4 * i], pair[4 * i + 1],
-                       pair[4 * i + 2], pair[4 * i + 3]);
-}
-
-/* O^T of one chunk to rows of o, by way of shared memory so that lines are written whole. */
-__device__ __forceinline__ void store_output(const params_t &p, const step_t &step,
-                                             const float (&o)[32], const thread_t &t,
-                                             unsigned char *box, __nv_bfloat16 *to, int barrier)
-{
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-        ra_stmatrix_x4_trans(
-            ra_smem_addr(box) + t.line(16 * i, 16 * t.warp, 0),
-            ra_pack_bf16(o[8 * i], o[8 * i + 1]), ra_pack_bf16(o[8 * i + 2], o[8 * i + 3]),
-            ra_pack_bf16(o[8 * i + 4], o[8 * i + 5]), ra_pack_bf16(o[8 * i + 6], o[8 * i + 7]));
-    ra_bar_sync(barrier, 128);
-    const int n = step.n_flags & STEP_N, thread = threadIdx.x & 127;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const int row = 16 * i + (thread >> 3), line = thread & 7;
-        if (row < n)
-            __stcs(reinterpret_cast<uint4 *>(to + (step.row + row) * p.o_stride + 8 * line),
-                   *reinterpret_cast<const uint4 *>(box + 128 * row + ((line ^ (row & 7)) << 4)));
-    }
-}
 
 __device__ __forceinline__ step_t read_step(const step_t *shared)
 {
@@ -223,117 +81,199 @@ __device__ __forceinline__ step_t read_step(const step_t *shared)
                   __shfl_sync(0xFFFFFFFF, value.z, 0), __shfl_sync(0xFFFFFFFF, value.w, 0)};
 }
 
+/* Wait for a stage and make its tail zero. */
+template <class C>
+__device__ __forceinline__ step_t open_step(unsigned char *base, const slot_t<C::STAGES> &slot)
+{
+    control_t<C> *control = reinterpret_cast<control_t<C> *>(base + C::CONTROL);
+    ra_mbar_wait(ra_smem_addr(&control->full[slot.index]), slot.lap);
+    const step_t step = read_step(&control->step[slot.index]);
+    if ((step.n_flags & STEP_N) < CHUNK)
+        clear_tail<C>(base + slot.index * C::STAGE, step.n_flags & STEP_N,
+                      threadIdx.x & (128 * C::WG - 1));
+    return step;
+}
+
+/* q k^T of the stage at @a stage. */
+template <class C> __device__ __forceinline__ void issue_scores(float (&sc)[32], uint32_t stage)
+{
+    const uint32_t q = ra_desc_k_major(stage + C::Q), k = ra_desc_k_major(stage + C::K);
+    ra_regs_pin(sc);
+    ra_wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < C::D / 16; i++) {
+        const int at = (i & 3) * 2 + (i >> 2) * (BOX / 16);
+        ra_wgmma<64>::ss(sc, q + at, k + at, i > 0);
+    }
+    ra_wgmma_commit();
+}
+
+/* O^T = S^T q^T. */
+template <class C>
+__device__ __forceinline__ void issue_far(float (&o)[32], const uint32_t (&state)[C::D / 4],
+                                          uint32_t q)
+{
+    ra_regs_pin(o);
+    ra_wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < C::D / 16; i++)
+        ra_wgmma64_rs_k(o, state[4 * i], state[4 * i + 1], state[4 * i + 2], state[4 * i + 3],
+                        q + (i & 3) * 2 + (i >> 2) * (BOX / 16), i > 0);
+    ra_wgmma_commit();
+}
+
+/* S^T += v~^T k. */
+template <class C>
+__device__ __forceinline__ void issue_state(float (&s)[C::D / 2], const uint32_t (&decayed)[4][4],
+                                            uint32_t k)
+{
+    const uint32_t rows = ra_desc_mn_major(k, BOX);
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        ra_wgmma<C::D>::rs(s, decayed[i][0], decayed[i][1], decayed[i][2], decayed[i][3],
+                           rows + i * (2048 / 16));
+    ra_wgmma_commit();
+}
+
+template <class C>
+__device__ __forceinline__ void enter_part(const params_t &p, const step_t &step, int value,
+                                           const thread_t &t, float (&s)[C::D / 2])
+{
+    const float *in = p.parts[step.part].in;
+    load_state(in ? in + (int64_t)step.head * (C::D * C::D) : nullptr, value, t, s);
+}
+
+template <class C>
+__device__ __forceinline__ void leave_part(const params_t &p, const step_t &step, int value,
+                                           const thread_t &t, const float (&s)[C::D / 2])
+{
+    float *out = p.parts[step.part].out;
+    if (out)
+        store_state(out + (int64_t)step.head * (C::D * C::D), value, t, s);
+}
+
+__device__ __forceinline__ void release(uint64_t *empty, const thread_t &t)
+{
+    if (t.lane == 0)
+        ra_mbar_arrive(ra_smem_addr(empty));
+}
+
+/*
+ * Products are queued so that the matrix units have one while this warpgroup does something else:
+ * the next chunk's scores run while O^T is scaled, the state's update while outputs are written and
+ * the next scores become weights.
+ */
 template <class C>
 __device__ __forceinline__ void consume(const params_t &p, unsigned char *base, int wg)
 {
     constexpr int D = C::D;
     control_t<C> *control = reinterpret_cast<control_t<C> *>(base + C::CONTROL);
     const thread_t t;
-    const int64_t state_size = D * D;
     const int value = 64 * wg + t.row, barrier = 2 + wg;
-    unsigned char *scores = base + C::SCORES + wg * BOX, *output = base + C::OUTPUT + wg * BOX;
+    unsigned char *weighed = base + C::SCORES + wg * BOX, *output = base + C::OUTPUT + wg * BOX;
     slot_t<C::STAGES> slot;
     weights_t weights;
-    float s[D / 2];
-    for (;;) {
-        ra_mbar_wait(ra_smem_addr(&control->full[slot.index]), slot.lap);
-        const step_t step = read_step(&control->step[slot.index]);
-        const int n = step.n_flags & STEP_N;
-        if (step.n_flags & STEP_END)
-            break;
+    value_weights_t value_weights;
+    float s[D / 2], sc[32], o[32];
+    step_t step = open_step<C>(base, slot);
+    if (step.n_flags & STEP_END)
+        return;
+    weights.set(p.decay[step.head], p.scale, t);
+    issue_scores<C>(sc, ra_smem_addr(base) + slot.index * C::STAGE);
+    ra_wgmma_wait<0>();
+    ra_regs_pin(sc);
+    store_scores(sc, weights, t, ra_smem_addr(weighed));
+    while (!(step.n_flags & STEP_END)) {
         if (step.n_flags & STEP_FIRST) {
-            const float *in = p.parts[step.part].in;
-            load_state(in ? in + step.head * state_size : nullptr, value, t, s);
-            weights.set(p.decay[step.head], p.scale, t);
+            enter_part<C>(p, step, value, t, s);
+            value_weights.set(p.decay[step.head], t);
         }
-        unsigned char *stage = base + slot.index * C::STAGE;
-        if (n < CHUNK)
-            clear_tail<C>(stage, n, threadIdx.x & (128 * C::WG - 1));
-        const uint32_t k = ra_smem_addr(stage) + C::K, v = ra_smem_addr(stage) + C::V;
-        const uint32_t q_desc = ra_desc_k_major(ra_smem_addr(stage) + C::Q);
-        const uint32_t k_desc = ra_desc_k_major(k);
-        float sc[32], o[32];
-        if (!C::STATE_ONLY) {
-            uint32_t state[D / 4];
+        const uint32_t stage = ra_smem_addr(base) + slot.index * C::STAGE;
+        uint64_t *const empty = &control->empty[slot.index];
+        uint32_t state[D / 4], vt[4][4], decayed[4][4];
 #pragma unroll
-            for (int i = 0; i < D / 4; i++)
-                state[i] = ra_pack_bf16(s[2 * i], s[2 * i + 1]);
-            ra_regs_pin(sc);
-            ra_regs_pin(o);
-            ra_wgmma_fence();
-#pragma unroll
-            for (int i = 0; i < D / 16; i++) {
-                const int at = (i & 3) * 2 + (i >> 2) * (BOX / 16);
-                ra_wgmma<64>::ss(sc, q_desc + at, k_desc + at, i > 0);
-            }
-            ra_wgmma_commit();
-#pragma unroll
-            for (int i = 0; i < D / 16; i++)
-                ra_wgmma64_rs_k(o, state[4 * i], state[4 * i + 1], state[4 * i + 2],
-                                state[4 * i + 3], q_desc + (i & 3) * 2 + (i >> 2) * (BOX / 16),
-                                i > 0);
-            ra_wgmma_commit();
-        }
-        uint32_t vt[4][4], decayed[4][4];
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            ra_ldmatrix_x4_trans(vt[i], v + wg * BOX + t.line(16 * i, 16 * t.warp, 0));
-        if (!C::STATE_ONLY) {
-            ra_wgmma_wait<1>();
-            ra_regs_pin(sc);
-            store_scores(sc, weights, t, ra_smem_addr(scores));
-            ra_fence_proxy_async_shared();
-            ra_bar_sync(barrier, 128);
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            decay_values(vt[i], 16 * i + t.column, n, weights.log2_decay, decayed[i]);
-        if (!C::STATE_ONLY) {
-            ra_wgmma_wait<0>();
-            ra_regs_pin(o);
-#pragma unroll
-            for (int i = 0; i < 32; i++)
-                o[i] *= weights.output[2 * (i >> 2) + (i & 1)];
-        }
-        const float decay = n == CHUNK ? weights.chunk : ra_exp2(weights.log2_decay * (float)n);
+        for (int i = 0; i < D / 4; i++)
+            state[i] = ra_pack_bf16(s[2 * i], s[2 * i + 1]);
+        issue_far<C>(o, state, ra_desc_k_major(stage + C::Q));
+        load_values(vt, stage + C::V + wg * BOX, t);
+        const float decay = value_weights.apply(vt, step.n_flags & STEP_N, t, decayed);
 #pragma unroll
         for (int i = 0; i < D / 2; i++)
             s[i] *= decay;
-        if (!C::STATE_ONLY) {
-            const uint32_t p_desc = ra_desc_k_major(ra_smem_addr(scores));
-            ra_regs_pin(o);
-            ra_regs_pin(s);
-            ra_wgmma_fence();
+        slot.next();
+        const step_t after = open_step<C>(base, slot);
+        ra_fence_proxy_async_shared(); /* the weights of this chunk */
+        ra_bar_sync(barrier, 128);
+        issue_scores<C>(sc, ra_smem_addr(base) + slot.index * C::STAGE);
+        ra_wgmma_wait<1>();
+        ra_regs_pin(o);
+        float far[2] = {weights.output[0], weights.output[1]};
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-                ra_wgmma64_rs_k(o, vt[i][0], vt[i][1], vt[i][2], vt[i][3], p_desc + 2 * i, 1);
-            ra_wgmma_commit();
-        } else {
-            ra_regs_pin(s);
-            ra_wgmma_fence();
+        for (int i = 0; i < 32; i++) {
+            o[i] *= far[i & 1];
+            if ((i & 3) >= 2)
+                far[i & 1] *= weights.eight;
         }
-        const uint32_t k_rows = ra_desc_mn_major(k, BOX);
+        const uint32_t weights_desc = ra_desc_k_major(ra_smem_addr(weighed));
+        ra_regs_pin(o);
+        ra_regs_pin(s);
+        ra_wgmma_fence();
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            ra_wgmma<D>::rs(s, decayed[i][0], decayed[i][1], decayed[i][2], decayed[i][3],
-                            k_rows + i * (2048 / 16));
+            ra_wgmma64_rs_k(o, vt[i][0], vt[i][1], vt[i][2], vt[i][3], weights_desc + 2 * i, 1);
         ra_wgmma_commit();
-        if (!C::STATE_ONLY) {
-            ra_wgmma_wait<1>();
-            ra_regs_pin(o);
-            store_output(p, step, o, t, output,
-                         static_cast<__nv_bfloat16 *>(p.o) + step.head * D + 64 * wg, barrier);
-        }
+        issue_state<C>(s, decayed, stage + C::K);
+        ra_wgmma_wait<1>();
+        ra_regs_pin(o);
+        ra_regs_pin(sc);
+        store_output(p, step, o, t, output,
+                     static_cast<__nv_bfloat16 *>(p.o) + step.head * D + 64 * wg, barrier);
+        if (after.n_flags & STEP_FIRST)
+            weights.set(p.decay[after.head], p.scale, t);
+        store_scores(sc, weights, t, ra_smem_addr(weighed));
         ra_wgmma_wait<0>();
         ra_regs_pin(s);
-        if (t.lane == 0)
-            ra_mbar_arrive(ra_smem_addr(&control->empty[slot.index]));
-        slot.next();
-        if (step.n_flags & STEP_LAST) {
-            float *out = p.parts[step.part].out;
-            if (out)
-                store_state(out + step.head * state_size, value, t, s);
+        release(empty, t);
+        if (step.n_flags & STEP_LAST)
+            leave_part<C>(p, step, value, t, s);
+        step = after;
+    }
+}
+
+/* The same for the state alone. */
+template <class C>
+__device__ __forceinline__ void summarise(const params_t &p, unsigned char *base, int wg)
+{
+    control_t<C> *control = reinterpret_cast<control_t<C> *>(base + C::CONTROL);
+    const thread_t t;
+    const int value = 64 * wg + t.row;
+    slot_t<C::STAGES> slot;
+    value_weights_t value_weights;
+    float s[C::D / 2];
+    for (;;) {
+        const step_t step = open_step<C>(base, slot);
+        if (step.n_flags & STEP_END)
+            break;
+        if (step.n_flags & STEP_FIRST) {
+            enter_part<C>(p, step, value, t, s);
+            value_weights.set(p.decay[step.head], t);
         }
+        const uint32_t stage = ra_smem_addr(base) + slot.index * C::STAGE;
+        uint32_t vt[4][4], decayed[4][4];
+        load_values(vt, stage + C::V + wg * BOX, t);
+        const float decay = value_weights.apply(vt, step.n_flags & STEP_N, t, decayed);
+#pragma unroll
+        for (int i = 0; i < C::D / 2; i++)
+            s[i] *= decay;
+        ra_regs_pin(s);
+        ra_wgmma_fence();
+        issue_state<C>(s, decayed, stage + C::K);
+        ra_wgmma_wait<0>();
+        ra_regs_pin(s);
+        release(&control->empty[slot.index], t);
+        slot.next();
+        if (step.n_flags & STEP_LAST)
+            leave_part<C>(p, step, value, t, s);
     }
 }
 
@@ -360,7 +300,10 @@ __global__ void __launch_bounds__(C::THREADS, C::CTAS)
             produce<C>(p, &q_map, &k_map, &v_map, base);
     } else {
         ra_regs_grow<C::CONSUMER_REGS>();
-        consume<C>(p, base, warpgroup);
+        if constexpr (C::STATE_ONLY)
+            summarise<C>(p, base, warpgroup);
+        else
+            consume<C>(p, base, warpgroup);
     }
 }
 

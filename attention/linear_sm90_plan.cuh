@@ -17,18 +17,26 @@ namespace ra_linear
 {
 
 /*
- * Rows of a part of a segment. 264 and 1056 units are two and eight for each of 132 processors:
- * few and short where the segment is short, and long enough that the tails read twice are a few
- * percent. Fixed numbers, so that bits do not depend on the device.
+ * Rows of a part of a segment: the fewest parts whose units (a head of a part) fill 96 % of a whole
+ * number of rounds over 132 processors, for every part costs its tail read twice and its states.
+ * Fixed numbers, so that bits do not depend on the device.
  */
-static inline int64_t part_rows_of(int64_t rows, int64_t heads)
+static inline int64_t part_rows_of(int64_t rows, int64_t heads, int64_t ctas)
 {
-    const int64_t work = rows * heads;
-    int64_t part = (work + 263) / 264;
-    if (part > 4096)
-        part = std::max<int64_t>(4096, (work + 1055) / 1056);
-    part = (part + CHUNK - 1) / CHUNK * CHUNK;
-    return std::min<int64_t>(std::max<int64_t>(part, 256), 65536);
+    const int64_t slots = 132 * ctas;
+    int64_t best = 1;
+    double most = 0;
+    for (int64_t round = 1; round <= 8 && most < 0.96; round++) {
+        const int64_t parts = std::max<int64_t>(slots * round / heads, 1);
+        const int64_t rounds = (parts * heads + slots - 1) / slots;
+        const double filled = (double)(parts * heads) / (double)(rounds * slots);
+        if (filled > most) {
+            most = filled;
+            best = parts;
+        }
+    }
+    const int64_t part = ((rows + best - 1) / best + CHUNK - 1) / CHUNK * CHUNK;
+    return std::max<int64_t>(part, 1024);
 }
 
 /* Tables on the device. */
@@ -111,7 +119,9 @@ struct plan_t {
   private:
     static int64_t part_rows(const ra_linear_args_t *args, int64_t index, int64_t asked)
     {
-        return asked > 0 ? asked : part_rows_of(args->segments[index].row_count, args->heads);
+        return asked > 0 ? asked
+                         : part_rows_of(args->segments[index].row_count, args->heads,
+                                        args->key_dim == 64 ? 2 : 1);
     }
 
     /* A segment of one part needs none, nor does one whose end is all that is asked for and is not.
@@ -196,7 +206,7 @@ static inline ra_status_t make_map(const void *base, int64_t rows, int64_t strid
     CUresult result = driver.encode(
         map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void *>(base), dims, strides, box,
         steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+        CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (result != CUDA_SUCCESS)
         return ra_fail(RA_ERR_DEVICE, "linear",
                        "tensor map of %lld rows, stride %lld: driver error %d", (long long)rows,

@@ -15,7 +15,7 @@ namespace ra_linear
 constexpr int CHUNK = 64;        /* tokens */
 constexpr int BOX = CHUNK * 128; /* bytes of 64 rows of 64 bf16 */
 constexpr float LOG2E = 1.44269504088896340736f;
-constexpr float NEGLIGIBLE = 60.0f; /* a tail starts where decay has fallen to 2^-60 */
+constexpr float NEGLIGIBLE = 48.0f; /* a tail starts where decay has fallen to 2^-48 */
 
 /* Rows of one segment that are one unit of work a head. */
 struct part_t {

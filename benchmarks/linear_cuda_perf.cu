@@ -1,9 +1,10 @@
 /*
- * linear_cuda_perf time | parts | packed | check
+ * linear_cuda_perf time | parts | packed | check | once
  *
  * The Hopper linear attention kernel, bf16, q, k, v in one [rows, 3 H D] buffer, medians of event
  * times. time: one segment of 1,048,576 tokens. parts: the same for several part lengths. packed:
- * documents of log-uniform length. check: against the complete kernel. GB/s counts q, k, v read and
+ * documents of log-uniform length. check: against the complete kernel. once [128|64]: one call of
+ * 262,144 tokens, 32 heads of 128 or 16 of 64, for a profiler. GB/s counts q, k, v read and
  * o written once; tails read twice and states do not count.
  */
 #include "attention/linear_cuda.h"
@@ -110,12 +111,15 @@ void time_one(stopwatch_t &timer, int heads, int dim, decay_t kind)
     fflush(stdout);
 }
 
-void sweep_parts(stopwatch_t &timer, int heads, int dim, decay_t kind)
+void sweep_parts(stopwatch_t &timer, int64_t rows, int heads, int dim, decay_t kind)
 {
-    problem_t x(1 << 20, heads, dim, kind);
-    printf("%2d heads of %3d, decay %-9s rows a part: ms ", heads, dim, decay_name[kind]);
-    for (int64_t rows : {2048, 4096, 8192, 16384, 24576, 31808, 42368, 65536})
-        printf(" %lld: %.3f", (long long)rows, time_launch(timer, x.args, false, rows));
+    problem_t x(rows, heads, dim, kind);
+    printf("%7lld rows, %2d heads of %3d, decay %-9s rows a part: ms ", (long long)rows, heads, dim,
+           decay_name[kind]);
+    printf(" chosen: %.3f", time_launch(timer, x.args, false, 0));
+    for (int64_t part : {512, 1024, 2048, 4096, 8192, 16384, 31808, 65536, 131072, 262144})
+        if (part <= rows && part * 64 >= rows)
+            printf(" %lld: %.3f", (long long)part, time_launch(timer, x.args, false, part));
     printf("\n");
     fflush(stdout);
 }
@@ -194,15 +198,22 @@ int main(int count, char **word)
             time_one(timer, 16, 64, kind);
         }
     } else if (strcmp(what, "parts") == 0) {
-        sweep_parts(timer, 32, 128, LIGHTNING);
-        sweep_parts(timer, 32, 128, NONE);
-        sweep_parts(timer, 16, 64, LIGHTNING);
+        for (int64_t rows : {1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20}) {
+            sweep_parts(timer, rows, 32, 128, LIGHTNING);
+            sweep_parts(timer, rows, 16, 64, LIGHTNING);
+        }
+        sweep_parts(timer, 1 << 20, 32, 128, NONE);
     } else if (strcmp(what, "packed") == 0) {
         time_packed(timer, 32, 128, 1024, 65536);
         time_packed(timer, 32, 128, 64, 1024);
         time_packed(timer, 16, 64, 1024, 65536);
+    } else if (strcmp(what, "once") == 0) {
+        const int dim = count > 2 ? atoi(word[2]) : 128;
+        problem_t x(1 << 18, dim == 128 ? 32 : 16, dim, LIGHTNING);
+        RA(ra_linear_sm90_launch(&x.args, false, 0, timer.stream));
+        CUDA(cudaDeviceSynchronize());
     } else {
-        fprintf(stderr, "usage: linear_cuda_perf time|parts|packed|check\n");
+        fprintf(stderr, "usage: linear_cuda_perf time|parts|packed|check|once\n");
         return 2;
     }
     return 0;
