@@ -463,7 +463,7 @@ ra_status_t ra_softmax_ring_run(ra_softmax_ring_t *plan, const ra_softmax_ring_i
     ra_softmax_state_t state = state_of(plan, io);
     int64_t before = ra_clock_ns();
     plan->stats.calls++;
-    if (plan->stages != NULL) { /* the first resets, the last finishes */
+    if (plan->stages != NULL) { /* they reset and finish */
         RA_TRY(fold_all(plan, io));
     } else {
         RA_TRY(ra_softmax_reset(plan->rows, params->heads, params->head_dim, &state, plan->stream));

@@ -3,8 +3,9 @@
  * @brief The folds of one call on a device that folds by lists, made once for all layers: stage i
  *        is fold i. Internal to ring/.
  *
- * The first stage starts from no state and the last one writes the output, so that a call of one
- * stage touches no state at all.
+ * A row starts from no state in the first stage that folds something into it and is written out in
+ * its last one: rows of a stage that differ in this are kernels of their own, and only rows of
+ * several stages ever have their state in memory.
  */
 #ifndef RA_RING_SOFTMAX_STAGES_H
 #define RA_RING_SOFTMAX_STAGES_H
@@ -25,12 +26,19 @@ typedef struct ra_softmax_visit {
     int owner;
 } ra_softmax_visit_t;
 
+/** One kernel of a stage. */
+typedef struct ra_softmax_launch {
+    ra_softmax_list_t *list;
+    bool fresh, out;
+} ra_softmax_launch_t;
+
 typedef struct ra_softmax_stages {
-    ra_stream_t *stream;      /**< borrowed */
-    ra_softmax_list_t **list; /**< [count]; NULL where no row sees any of the keys */
-    int64_t *keys;            /**< [count] rows of the block of keys */
-    int count, first, last;   /**< first and last with a list; -1 when there is none */
-    ra_softmax_state_t state; /**< of several stages; owned */
+    ra_stream_t *stream; /**< borrowed */
+    int count;
+    int64_t *keys; /**< [count] rows of the block of keys */
+    int *begin;    /**< [count + 1] launches of stage i: [begin[i], begin[i + 1]) */
+    ra_softmax_launch_t *launches;
+    ra_softmax_state_t state; /**< of rows of several stages; owned */
 } ra_softmax_stages_t;
 
 /** Fill @a schedule for one visit. */
