@@ -9,7 +9,8 @@
 enum {
     GATES_MOST = 32, /* a kernel remembers so many open ones */
     PIECES_MOST = 4, /* of a section; more are smaller copies */
-    PIECE_ALIGN = 64
+    PIECE_ALIGN = 64,
+    PIECE_BYTES = 8 << 20 /* of keys: below, the host's part of a copy shows */
 };
 
 #define EPOCH_END   0x40000000u
@@ -236,14 +237,16 @@ static ra_status_t agree_on_room(ra_kv_gather_t *gather, bool mine, bool *everyb
     return status;
 }
 
-static ra_status_t fill_gather(ra_kv_gather_t *gather, bool gates_wanted, bool *fits)
+static ra_status_t fill_gather(ra_kv_gather_t *gather, bool gates_wanted, int64_t piece_bytes,
+                               bool *fits)
 {
     int size = gather->layout->ranks;
     range_t *ranges = NULL;
     RA_TRY(agree_on_gates(gather, gates_wanted));
     int64_t pieces = ra_max_i64(1, ra_min_i64(PIECES_MOST, GATES_MOST / size));
-    gather->gate_keys = ra_max_i64(
-        PIECE_ALIGN, round_up(ra_ceil_div(gather->layout->max_rows, pieces), PIECE_ALIGN));
+    int64_t most = gather->layout->max_rows, least = piece_bytes / gather->row_bytes;
+    int64_t piece = ra_max_i64(ra_ceil_div(most, pieces), ra_min_i64(least, most));
+    gather->gate_keys = round_up(ra_max_i64(piece, 1), PIECE_ALIGN);
     ra_status_t status = allocate_lists(gather, &ranges);
     if (status == RA_OK) {
         fill_lists(gather, ranges);
@@ -255,7 +258,7 @@ static ra_status_t fill_gather(ra_kv_gather_t *gather, bool gates_wanted, bool *
 
 ra_status_t ra_kv_gather_create(ra_comm_t *comm, ra_stream_t *stream, const ra_layout_t *layout,
                                 bool causal, int64_t row_bytes, bool gates_wanted,
-                                ra_kv_gather_t **gather_p)
+                                int64_t piece_bytes, ra_kv_gather_t **gather_p)
 {
     bool fits = false;
     ra_kv_gather_t *gather = calloc(1, sizeof(*gather));
@@ -268,7 +271,8 @@ ra_status_t ra_kv_gather_create(ra_comm_t *comm, ra_stream_t *stream, const ra_l
                                .rank = ra_comm_rank(comm),
                                .causal = causal,
                                .row_bytes = row_bytes};
-    ra_status_t status = fill_gather(gather, gates_wanted, &fits);
+    ra_status_t status =
+        fill_gather(gather, gates_wanted, piece_bytes > 0 ? piece_bytes : PIECE_BYTES, &fits);
     if (status != RA_OK || !fits) {
         ra_kv_gather_destroy(gather);
         gather = NULL;

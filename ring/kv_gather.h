@@ -52,11 +52,12 @@ typedef struct ra_kv_gather {
 /**
  * Collective. Whether gates are used, and whether every rank found the memory, is agreed on.
  * @param gates_wanted  the kernel waits at gates.
+ * @param piece_bytes   keys of a piece at least, where there are so many; 0: chosen.
  * @param gather_p      NULL where some rank has no room: nobody gathers then.
  */
 ra_status_t ra_kv_gather_create(ra_comm_t *comm, ra_stream_t *stream, const ra_layout_t *layout,
                                 bool causal, int64_t row_bytes, bool gates_wanted,
-                                ra_kv_gather_t **gather_p);
+                                int64_t piece_bytes, ra_kv_gather_t **gather_p);
 /** Accepts NULL. */
 void ra_kv_gather_destroy(ra_kv_gather_t *gather);
 

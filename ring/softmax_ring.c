@@ -179,7 +179,7 @@ static ra_status_t create_gather(ra_softmax_ring_t *plan)
         return RA_OK;
     }
     return ra_kv_gather_create(plan->comm, plan->stream, params->layout, params->causal,
-                               kv_row_bytes(plan), ra_softmax_waits_for_keys(plan->kernel),
+                               kv_row_bytes(plan), ra_softmax_waits_for_keys(plan->kernel), 0,
                                &plan->gather);
 }
 

@@ -13,6 +13,7 @@ typedef struct gather_case {
     const pack_t *pack;
     const ra_layout_t *layout;
     bool causal;
+    int64_t piece_bytes;
 } gather_case_t;
 
 /* Whether a run of @a rank sees a key of @a keys. */
@@ -81,8 +82,9 @@ static ra_status_t gather_twice(ra_comm_t *comm, ra_stream_t *stream, const gath
     ra_kv_gather_t *gather = NULL;
     value_rows(c->pack, c->layout, rank, STREAM_K, WIDTH, WIDTH, kv);
     value_rows(c->pack, c->layout, rank, STREAM_V, WIDTH, WIDTH, kv + rows * WIDTH);
-    ra_status_t status = ra_kv_gather_create(comm, stream, c->layout, c->causal,
-                                             WIDTH * (int64_t)sizeof(float), true, &gather);
+    ra_status_t status =
+        ra_kv_gather_create(comm, stream, c->layout, c->causal, WIDTH * (int64_t)sizeof(float),
+                            true, c->piece_bytes, &gather);
     for (int i = 0; i < 2 && status == RA_OK; i++) {
         status = ra_kv_gather_start(gather, kv);
         status = status == RA_OK ? ra_kv_gather_finish(gather) : status;
@@ -126,7 +128,10 @@ static void every_run_that_is_seen_arrives_and_nothing_else(void **state)
             assert_int_equal(ra_layout_create(packs[p].documents, packs[p].count, TILE,
                                               ranks[i / 4], kind, &layout),
                              RA_OK);
-            gather_case_t c = {.pack = &packs[p], .layout = layout, .causal = i / 2 % 2 == 0};
+            gather_case_t c = {.pack = &packs[p],
+                               .layout = layout,
+                               .causal = i / 2 % 2 == 0,
+                               .piece_bytes = i % 3 == 0 ? 0 : 1};
             assert_int_equal(ra_ranks_run(transports[i % 3], ranks[i / 4], rank_body, &c), RA_OK);
             ra_layout_destroy(layout);
         }
