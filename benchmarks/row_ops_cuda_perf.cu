@@ -260,11 +260,9 @@ int main(int argc, char **argv)
     CUDA(cudaGetDeviceProperties(&properties, 0));
     printf("%s\n", properties.name);
     if (head) {
-        for (const char *kernel : {"cublaslt", "cublaslt-pinned"}) {
-            for (int64_t tile : {2048, 4096, 8192}) {
-                for (int64_t block : {8192, 16384, 16896, 33792}) {
-                    time_head(gpu, kernel, tile, block);
-                }
+        for (int64_t tile : {2048, 4096, 8192}) {
+            for (int64_t block : {8192, 16384, 16896, 33792}) {
+                time_head(gpu, "cublaslt", tile, block);
             }
         }
         return 0;

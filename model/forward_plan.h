@@ -13,7 +13,7 @@ enum {
     RA_FORWARD_TILE = 2048,
     RA_HEAD_TILE = 512,
     RA_FORWARD_TILE_CUDA = 32768,
-    RA_HEAD_TILE_CUDA = 4096
+    RA_HEAD_TILE_CUDA = 2048
 };
 
 struct ra_forward {

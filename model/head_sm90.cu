@@ -19,7 +19,8 @@ constexpr int THREADS = 128 * (1 + CONSUMERS);
 constexpr int A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2, WG_BYTES = 64 * BK * 2;
 constexpr int SHARED_BYTES = STAGES * (A_BYTES + B_BYTES) + 2 * STAGES * 8;
 constexpr int PRODUCER_REGS = 40, CONSUMER_REGS = 232;
-constexpr int GROUP = 32; /* tiles of rows that sweep the vocabulary together */
+constexpr int GROUP = 16; /* tiles of rows that sweep the vocabulary together: 16 of rows by 8 of
+                             entries are what 132 CTAs hold, and the least they fetch */
 constexpr int FOLD_THREADS = 64;
 constexpr float LOG2_E = 1.4426950408889634f;
 

@@ -60,18 +60,18 @@ struct part_t {
     }
 };
 
-template <int COUNT> __device__ __forceinline__ void add_quads(part_t *part, const float4 *quad)
+__device__ __forceinline__ void add_quads(part_t *part, const float4 (&quad)[QUADS])
 {
     float best = -INFINITY;
 #pragma unroll
-    for (int k = 0; k < COUNT; k++) {
+    for (int k = 0; k < QUADS; k++) {
         best = fmaxf(best, fmaxf(fmaxf(quad[k].x, quad[k].y), fmaxf(quad[k].z, quad[k].w)));
     }
     part->raise(best);
     const float s = part->shift();
     float sum = 0;
 #pragma unroll
-    for (int k = 0; k < COUNT; k++) {
+    for (int k = 0; k < QUADS; k++) {
         sum += (exp_of(quad[k].x - s) + exp_of(quad[k].y - s)) +
                (exp_of(quad[k].z - s) + exp_of(quad[k].w - s));
     }
@@ -84,18 +84,14 @@ __device__ __forceinline__ part_t fold_wide(const float *z, int64_t columns)
     const float4 *quads = reinterpret_cast<const float4 *>(z);
     const int64_t n = columns / 4;
     part_t part = {-INFINITY, 0};
-    int64_t i = threadIdx.x;
-    for (; i + (QUADS - 1) * THREADS < n; i += QUADS * THREADS) {
+    for (int64_t i = threadIdx.x; i < n; i += QUADS * THREADS) {
         float4 quad[QUADS];
 #pragma unroll
         for (int k = 0; k < QUADS; k++) {
-            quad[k] = __ldcs(quads + i + k * THREADS);
+            quad[k] = i + k * THREADS < n ? __ldcs(quads + i + k * THREADS)
+                                          : make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
         }
-        add_quads<QUADS>(&part, quad);
-    }
-    for (; i < n; i += THREADS) {
-        const float4 quad = __ldcs(quads + i);
-        add_quads<1>(&part, &quad);
+        add_quads(&part, quad);
     }
     if (threadIdx.x < columns % 4) {
         part.add(z[4 * n + threadIdx.x]);

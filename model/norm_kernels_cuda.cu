@@ -19,8 +19,7 @@ using namespace ra_row;
 
 constexpr int NORM_THREADS = 128, NORM_WARPS = NORM_THREADS / 32;
 constexpr int THREADS = 256, WARPS = THREADS / 32;
-constexpr int HEADS_A_THREAD = 2; /* loads in flight before the first use */
-constexpr int MAX_BLOCKS = 132 * 16;
+constexpr int ROWS = 8; /* that a block of head_rope_wide() walks */
 
 ra_status_t refuse(ra_dtype_t dtype, const char *name)
 {
@@ -28,11 +27,11 @@ ra_status_t refuse(ra_dtype_t dtype, const char *name)
                    ra_dtype_name(dtype));
 }
 
-/* Sum over the block; @a slot is [NORM_WARPS] of shared memory that nobody else uses until the
- * barrier after next. */
-__device__ __forceinline__ float sum_block(float x, float *slot)
+/* Sum over the block; called once in a kernel. */
+__device__ __forceinline__ float sum_block(float x)
 {
-    x = sum_lanes(x, 32);
+    __shared__ float slot[NORM_WARPS];
+    x = sum_lanes<32>(x);
     if (threadIdx.x % 32 == 0) {
         slot[threadIdx.x / 32] = x;
     }
@@ -48,95 +47,99 @@ __device__ __forceinline__ float sum_block(float x, float *slot)
 template <class T> struct rms_norm_t {
     const float *x, *weight;
     T *y;
-    int64_t x_stride, y_stride, rows;
+    int64_t x_stride, y_stride;
     int channels;
-    float eps;
+    float share, eps; /* share: 1 / channels */
 };
 
-/* A block a row; NV vectors a thread hold the row and its weights. */
+/* A block a row, which NV vectors a thread hold. */
 template <class T, int NV>
 __global__ __launch_bounds__(NORM_THREADS) void rms_norm_wide(rms_norm_t<T> p)
 {
-    __shared__ float slots[2][NORM_WARPS];
-    vector_t weight[NV];
+    const float *from = p.x + blockIdx.x * p.x_stride;
+    T *y = p.y + blockIdx.x * p.y_stride;
+    vector_t x[NV];
+    float sum = 0;
 #pragma unroll
     for (int k = 0; k < NV; k++) {
         const int i = (k * NORM_THREADS + (int)threadIdx.x) * VECTOR;
-        weight[k] = i < p.channels ? load(p.weight + i) : vector_t{};
+        x[k] = i < p.channels ? load(from + i) : vector_t{};
     }
-    int parity = 0;
-    for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x, parity ^= 1) {
-        vector_t x[NV];
-        float sum = 0;
 #pragma unroll
-        for (int k = 0; k < NV; k++) {
-            const int i = (k * NORM_THREADS + (int)threadIdx.x) * VECTOR;
-            x[k] = i < p.channels ? load(p.x + row * p.x_stride + i) : vector_t{};
-        }
+    for (int k = 0; k < NV; k++) {
+        sum += sum_of_squares(x[k]);
+    }
+    const float f = inverse_rms(sum_block(sum), p.share, p.eps);
 #pragma unroll
-        for (int k = 0; k < NV; k++) {
-            sum += sum_of_squares(x[k]);
-        }
-        const float f = inverse_rms(sum_block(sum, slots[parity]), p.channels, p.eps);
+    for (int k = 0; k < NV; k++) {
+        const int i = (k * NORM_THREADS + (int)threadIdx.x) * VECTOR;
+        if (i < p.channels) {
+            const vector_t weight = load(p.weight + i);
 #pragma unroll
-        for (int k = 0; k < NV; k++) {
-            const int i = (k * NORM_THREADS + (int)threadIdx.x) * VECTOR;
-            if (i < p.channels) {
-#pragma unroll
-                for (int j = 0; j < VECTOR; j++) {
-                    x[k].x[j] = x[k].x[j] * f * weight[k].x[j];
-                }
-                store(p.y + row * p.y_stride + i, x[k]);
+            for (int j = 0; j < VECTOR; j++) {
+                x[k].x[j] *= f * weight.x[j];
             }
+            store(y + i, x[k]);
         }
     }
 }
 
 template <class T> __global__ __launch_bounds__(NORM_THREADS) void rms_norm_any(rms_norm_t<T> p)
 {
-    __shared__ float slots[2][NORM_WARPS];
-    int parity = 0;
-    for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x, parity ^= 1) {
-        const float *x = p.x + row * p.x_stride;
-        float sum = 0;
-        for (int i = threadIdx.x; i < p.channels; i += NORM_THREADS) {
-            sum = fmaf(x[i], x[i], sum);
-        }
-        const float f = inverse_rms(sum_block(sum, slots[parity]), p.channels, p.eps);
-        for (int i = threadIdx.x; i < p.channels; i += NORM_THREADS) {
-            p.y[row * p.y_stride + i] = narrow<T>(x[i] * f * p.weight[i]);
-        }
+    const float *x = p.x + blockIdx.x * p.x_stride;
+    T *y = p.y + blockIdx.x * p.y_stride;
+    float sum = 0;
+    for (int i = threadIdx.x; i < p.channels; i += NORM_THREADS) {
+        sum = fmaf(x[i], x[i], sum);
+    }
+    const float f = inverse_rms(sum_block(sum), p.share, p.eps);
+    for (int i = threadIdx.x; i < p.channels; i += NORM_THREADS) {
+        y[i] = narrow<T>(x[i] * (f * p.weight[i]));
+    }
+}
+
+template <class T>
+void launch_rms_norm(const rms_norm_t<T> &p, unsigned rows, bool wide, cudaStream_t stream)
+{
+    const int64_t vectors = (p.channels + NORM_THREADS * VECTOR - 1) / (NORM_THREADS * VECTOR);
+    if (wide && vectors <= 1) {
+        rms_norm_wide<T, 1><<<rows, NORM_THREADS, 0, stream>>>(p);
+    } else if (wide && vectors <= 2) {
+        rms_norm_wide<T, 2><<<rows, NORM_THREADS, 0, stream>>>(p);
+    } else if (wide && vectors <= 4) {
+        rms_norm_wide<T, 4><<<rows, NORM_THREADS, 0, stream>>>(p);
+    } else if (wide && vectors <= 8) {
+        rms_norm_wide<T, 8><<<rows, NORM_THREADS, 0, stream>>>(p);
+    } else {
+        rms_norm_any<T><<<rows, NORM_THREADS, 0, stream>>>(p);
     }
 }
 
 template <class T>
 ra_status_t rms_norm(const ra_rms_norm_args_t *args, int64_t rows, cudaStream_t stream)
 {
-    const rms_norm_t<T> p = {
-        args->x,        args->weight, static_cast<T *>(args->y), args->x_stride,
-        args->y_stride, rows,         (int)args->channels,       args->eps};
-    const unsigned blocks = (unsigned)(rows < MAX_BLOCKS ? rows : MAX_BLOCKS);
-    const int64_t vectors = (args->channels + NORM_THREADS * VECTOR - 1) / (NORM_THREADS * VECTOR);
-    const bool wide = args->channels % VECTOR == 0 && vectors_fit<float>(p.x, p.x_stride) &&
-                      vectors_fit<float>(p.weight, 0) && vectors_fit<T>(p.y, p.y_stride);
-    if (wide && vectors <= 1) {
-        rms_norm_wide<T, 1><<<blocks, NORM_THREADS, 0, stream>>>(p);
-    } else if (wide && vectors <= 2) {
-        rms_norm_wide<T, 2><<<blocks, NORM_THREADS, 0, stream>>>(p);
-    } else if (wide && vectors <= 4) {
-        rms_norm_wide<T, 4><<<blocks, NORM_THREADS, 0, stream>>>(p);
-    } else if (wide && vectors <= 8) {
-        rms_norm_wide<T, 8><<<blocks, NORM_THREADS, 0, stream>>>(p);
-    } else {
-        rms_norm_any<T><<<blocks, NORM_THREADS, 0, stream>>>(p);
-    }
+    T *y = static_cast<T *>(args->y);
+    const bool wide = args->channels % VECTOR == 0 && vectors_fit<float>(args->x, args->x_stride) &&
+                      vectors_fit<float>(args->weight, 0) && vectors_fit<T>(y, args->y_stride);
+    in_batches(rows, 1, [&](int64_t begin, int n) {
+        const rms_norm_t<T> p = {args->x + begin * args->x_stride,
+                                 args->weight,
+                                 y + begin * args->y_stride,
+                                 args->x_stride,
+                                 args->y_stride,
+                                 (int)args->channels,
+                                 1.0f / (float)args->channels,
+                                 args->eps};
+        launch_rms_norm(p, (unsigned)n, wide, stream);
+    });
     return ra_cuda_check_launch("RMSNorm");
 }
 
-/* Where one head of one row is. */
+/* Where one head of row 0 is, and how far the next row. */
 template <class T> struct head_t {
     const T *x;
     T *y;
+    int64_t x_stride, y_stride;
     const float *weight;
     bool rotate;
 };
@@ -148,83 +151,94 @@ template <class T> struct heads_t {
     const float *table;
     int heads, rows; /* heads of a row in all parts */
     int head_dim, half;
-    float eps;
+    float share, eps; /* share: 1 / head_dim */
 
-    __device__ __forceinline__ head_t<T> find(int row, int head) const
+    __device__ __forceinline__ head_t<T> find(int head) const
     {
         head_t<T> found = {};
 #pragma unroll
         for (int i = RA_OP_HEADS_MAX - 1; i >= 0; i--) {
             if (head < last[i]) {
                 const int64_t at = (head - (i > 0 ? last[i - 1] : 0)) * (int64_t)head_dim;
-                found.x = static_cast<const T *>(part[i].x) + row * part[i].x_stride + at;
-                found.y = static_cast<T *>(part[i].y) + row * part[i].y_stride + at;
-                found.weight = part[i].weight;
-                found.rotate = part[i].rotate;
+                found = {static_cast<const T *>(part[i].x) + at,
+                         static_cast<T *>(part[i].y) + at,
+                         part[i].x_stride,
+                         part[i].y_stride,
+                         part[i].weight,
+                         part[i].rotate};
             }
         }
         return found;
     }
 };
 
-/* y = the vector rotated; lanes [0, half / 8) hold the first elements of pairs, as many after them
- * the second. */
-__device__ __forceinline__ void rotate_lanes(vector_t *v, const float *table, int half, int lane,
-                                             int lanes, bool rotate)
+/* Norm the two vectors of a head that a lane holds, w their weights, and rotate their eight pairs
+ * where there is a table. */
+template <int LANES, class T>
+__device__ __forceinline__ void norm_and_turn(const heads_t<T> &p, vector_t (&v)[2],
+                                              const vector_t (&w)[2], bool norm, const float *table)
 {
-    const int pairs = half / VECTOR;
-    const bool first = lane < pairs, second = !first && lane < 2 * pairs;
-    const int partner = first ? lane + pairs : second ? lane - pairs : lane;
-    vector_t other;
+    float f = sum_lanes<LANES>(sum_of_squares(v[0]) + sum_of_squares(v[1]));
+    f = norm ? inverse_rms(f, p.share, p.eps) : 1.0f;
 #pragma unroll
     for (int j = 0; j < VECTOR; j++) {
-        other.x[j] = __shfl_sync(ALL_LANES, v->x[j], partner, lanes);
+        v[0].x[j] *= f * w[0].x[j];
+        v[1].x[j] *= f * w[1].x[j];
     }
-    if (rotate && (first || second)) {
-        const int i = (first ? lane : partner) * VECTOR;
-        const vector_t c = load(table + i), s = load(table + half + i);
+    if (table != nullptr) {
+        const vector_t c = load(table), s = load(table + p.half);
 #pragma unroll
         for (int j = 0; j < VECTOR; j++) {
-            const float turn = other.x[j] * s.x[j];
-            v->x[j] = fmaf(v->x[j], c.x[j], first ? -turn : turn);
+            const float a = v[0].x[j], b = v[1].x[j];
+            v[0].x[j] = fmaf(a, c.x[j], -b * s.x[j]);
+            v[1].x[j] = fmaf(b, c.x[j], a * s.x[j]);
         }
     }
 }
 
-/* `lanes` threads a head, one vector each; a thread works on HEADS_A_THREAD heads at once. */
-template <class T>
-__global__ __launch_bounds__(THREADS) void head_rope_wide(heads_t<T> p, int lanes)
+/* LANES threads a head, which keep it while their block walks ROWS rows, the next row on its way. A
+ * lane holds two vectors of channels: where heads are rotated the first and the second elements of
+ * eight pairs, so that no lane needs another's. */
+template <class T, int LANES>
+__global__ __launch_bounds__(THREADS, 3) void head_rope_wide(heads_t<T> p, int heads_a_block)
 {
-    const int lane = (int)threadIdx.x % lanes, heads_a_pass = THREADS / lanes;
-    const int64_t first = (int64_t)blockIdx.x * heads_a_pass * HEADS_A_THREAD;
-    const bool inside = lane * VECTOR < p.head_dim;
-    head_t<T> head[HEADS_A_THREAD];
-    int row[HEADS_A_THREAD];
-    vector_t v[HEADS_A_THREAD];
-#pragma unroll
-    for (int k = 0; k < HEADS_A_THREAD; k++) {
-        const unsigned unit =
-            (unsigned)first + (unsigned)(k * heads_a_pass) + threadIdx.x / (unsigned)lanes;
-        row[k] = (int)(unit / (unsigned)p.heads);
-        head[k] = row[k] < p.rows ? p.find(row[k], (int)(unit % (unsigned)p.heads)) : head_t<T>{};
-        v[k] = inside && head[k].x ? load(head[k].x + lane * VECTOR) : vector_t{};
+    const int lane = (int)threadIdx.x % LANES, slot = (int)threadIdx.x / LANES;
+    const int index = (int)blockIdx.y * heads_a_block + slot, turning = p.half / VECTOR;
+    const int low = VECTOR * (lane < turning ? lane : 2 * lane);
+    const int high = lane < turning ? p.half + low : low + VECTOR;
+    const bool live = slot < heads_a_block && index < p.heads && low < p.head_dim;
+    const head_t<T> head = p.find(live ? index : 0);
+    const bool norm = head.weight != nullptr;
+    vector_t w[2] = {{{1, 1, 1, 1, 1, 1, 1, 1}}, {{1, 1, 1, 1, 1, 1, 1, 1}}};
+    if (norm && live) {
+        w[0] = load(head.weight + low);
+        w[1] = load(head.weight + high);
     }
-#pragma unroll
-    for (int k = 0; k < HEADS_A_THREAD; k++) {
-        const float sum = sum_lanes(sum_of_squares(v[k]), lanes);
-        if (head[k].weight != nullptr && inside) {
-            const float f = inverse_rms(sum, p.head_dim, p.eps);
-            const vector_t weight = load(head[k].weight + lane * VECTOR);
-#pragma unroll
-            for (int j = 0; j < VECTOR; j++) {
-                v[k].x[j] = v[k].x[j] * f * weight.x[j];
-            }
+    const int begin = (int)blockIdx.x * ROWS, end = min(begin + ROWS, p.rows);
+    const T *x = head.x + begin * head.x_stride + (live ? low : 0);
+    T *y = head.y + begin * head.y_stride + low;
+    const int apart = live ? high - low : 0;
+    const float *table = live && head.rotate && lane < turning
+                             ? p.table + (int64_t)begin * 2 * p.half + low
+                             : nullptr;
+    decltype(load_raw(x)) next[2] = {load_raw(x), load_raw(x + apart)};
+    for (int row = begin; row < end; row++) {
+        vector_t v[2] = {widen(next[0]), widen(next[1])};
+        if (row + 1 < end) {
+            x += head.x_stride;
+            next[0] = load_raw(x);
+            next[1] = load_raw(x + apart);
         }
-        rotate_lanes(&v[k], p.table + (int64_t)row[k] * 2 * p.half, p.half, lane, lanes,
-                     head[k].rotate);
-        if (inside && head[k].x) {
-            store(head[k].y + lane * VECTOR, v[k]);
+        if (!live) {
+            v[0] = v[1] = vector_t{};
         }
+        norm_and_turn<LANES>(p, v, w, norm, table);
+        if (live) {
+            store(y, v[0]);
+            store(y + apart, v[1]);
+        }
+        y += head.y_stride;
+        table += table != nullptr ? 2 * p.half : 0;
     }
 }
 
@@ -236,7 +250,9 @@ template <class T> __global__ __launch_bounds__(THREADS) void head_rope_any(head
     if (row >= p.rows) {
         return;
     }
-    const head_t<T> head = p.find(row, (int)(unit % (unsigned)p.heads));
+    head_t<T> head = p.find((int)(unit % (unsigned)p.heads));
+    head.x += row * head.x_stride;
+    head.y += row * head.y_stride;
     const float *cosine = p.table + (int64_t)row * 2 * p.half, *sine = cosine + p.half;
     const int half = head.rotate ? p.half : 0;
     float sum = 0, f = 1;
@@ -244,9 +260,9 @@ template <class T> __global__ __launch_bounds__(THREADS) void head_rope_any(head
         const float x = widen(head.x[i]);
         sum = fmaf(x, x, sum);
     }
-    sum = sum_lanes(sum, 32);
+    sum = sum_lanes<32>(sum);
     if (head.weight != nullptr) {
-        f = inverse_rms(sum, p.head_dim, p.eps);
+        f = inverse_rms(sum, p.share, p.eps);
     }
     for (int i = lane; i < half; i += 32) {
         float a = widen(head.x[i]) * f, b = widen(head.x[half + i]) * f;
@@ -266,7 +282,7 @@ template <class T> __global__ __launch_bounds__(THREADS) void head_rope_any(head
 /* Number the heads of all parts through; says whether all of them can be read in vectors. */
 template <class T> bool collect_heads(const ra_head_rope_args_t *args, heads_t<T> *p)
 {
-    bool wide = args->head_dim % VECTOR == 0 && args->head_dim <= 32 * VECTOR &&
+    bool wide = args->head_dim % (2 * VECTOR) == 0 && args->head_dim <= 64 * VECTOR &&
                 args->rotary_dim % (2 * VECTOR) == 0 && vectors_fit<float>(args->table, 0);
     for (int i = 0; i < RA_OP_HEADS_MAX; i++) {
         if (i < args->count) {
@@ -281,6 +297,15 @@ template <class T> bool collect_heads(const ra_head_rope_args_t *args, heads_t<T
     return wide;
 }
 
+template <class T, int LANES> void launch_wide(const heads_t<T> &p, cudaStream_t stream)
+{
+    const unsigned y = blocks_for(p.heads, THREADS / LANES);
+    const int heads_a_block = (int)blocks_for(p.heads, y);
+    const unsigned threads = blocks_for(heads_a_block * LANES, 32) * 32;
+    head_rope_wide<T, LANES>
+        <<<dim3(blocks_for(p.rows, ROWS), y), threads, 0, stream>>>(p, heads_a_block);
+}
+
 template <class T>
 ra_status_t head_rope(const ra_head_rope_args_t *args, int64_t rows, cudaStream_t stream)
 {
@@ -290,12 +315,9 @@ ra_status_t head_rope(const ra_head_rope_args_t *args, int64_t rows, cudaStream_
         return RA_OK;
     }
     all.head_dim = (int)args->head_dim;
+    all.share = 1.0f / (float)args->head_dim;
     all.half = (int)args->rotary_dim / 2;
     all.eps = args->eps;
-    int lanes = 1;
-    while (lanes * VECTOR < args->head_dim) {
-        lanes *= 2;
-    }
     in_batches(rows, all.heads, [&](int64_t begin, int n) {
         heads_t<T> p = all;
         p.table = args->table + begin * args->rotary_dim;
@@ -304,12 +326,14 @@ ra_status_t head_rope(const ra_head_rope_args_t *args, int64_t rows, cudaStream_
             p.part[i].x = static_cast<const T *>(all.part[i].x) + begin * all.part[i].x_stride;
             p.part[i].y = static_cast<T *>(all.part[i].y) + begin * all.part[i].y_stride;
         }
-        const int64_t units = (int64_t)n * p.heads;
-        if (wide) {
-            const unsigned blocks = blocks_for(units, THREADS / lanes * HEADS_A_THREAD);
-            head_rope_wide<T><<<blocks, THREADS, 0, stream>>>(p, lanes);
+        if (!wide) {
+            head_rope_any<T><<<blocks_for((int64_t)n * p.heads, WARPS), THREADS, 0, stream>>>(p);
+        } else if (p.head_dim <= 8 * VECTOR) {
+            launch_wide<T, 4>(p, stream);
+        } else if (p.head_dim <= 16 * VECTOR) {
+            launch_wide<T, 8>(p, stream);
         } else {
-            head_rope_any<T><<<blocks_for(units, WARPS), THREADS, 0, stream>>>(p);
+            launch_wide<T, 32>(p, stream);
         }
     });
     return ra_cuda_check_launch("head norm and rotation");
@@ -321,7 +345,7 @@ template <class T> struct group_gate_t {
     const float *weight;
     int64_t o_stride, gate_stride;
     int rows, groups, n; /* n: channels of a group */
-    float eps;
+    float share, eps;    /* share: 1 / n */
 };
 
 /* A warp a group; NV vectors a lane hold it. */
@@ -348,7 +372,7 @@ __global__ __launch_bounds__(THREADS) void group_gate_wide(group_gate_t<T> p)
     for (int k = 0; k < NV; k++) {
         sum += sum_of_squares(v[k]);
     }
-    const float f = inverse_rms(sum_lanes(sum, 32), p.n, p.eps);
+    const float f = inverse_rms(sum_lanes<32>(sum), p.share, p.eps);
 #pragma unroll
     for (int k = 0; k < NV; k++) {
         const int i = (k * 32 + (int)threadIdx.x % 32) * VECTOR;
@@ -377,7 +401,7 @@ template <class T> __global__ __launch_bounds__(THREADS) void group_gate_any(gro
     for (int i = threadIdx.x % 32; i < p.n; i += 32) {
         sum = fmaf(widen(o[i]), widen(o[i]), sum);
     }
-    const float f = inverse_rms(sum_lanes(sum, 32), p.n, p.eps);
+    const float f = inverse_rms(sum_lanes<32>(sum), p.share, p.eps);
     for (int i = threadIdx.x % 32; i < p.n; i += 32) {
         o[i] = narrow<T>(widen(o[i]) * f * p.weight[from + i] * sigmoid(widen(gate[i])));
     }
@@ -416,6 +440,7 @@ ra_status_t group_gate(const ra_group_gate_args_t *args, int64_t rows, cudaStrea
                                    count,
                                    (int)args->groups,
                                    (int)n,
+                                   1.0f / (float)n,
                                    args->eps};
         launch_group_gate(p, wide, stream);
     });

@@ -16,8 +16,8 @@
 
 /**
  * Rows of the LM head in one GEMM handle: logits exist only for this many tokens of the vocabulary.
- * CUDA: 66 tiles of 256 columns, so that with 32 tiles of 128 rows (RA_HEAD_TILE_CUDA) a product is
- * 16 whole waves on 132 multiprocessors.
+ * CUDA: 66 tiles of 256 columns, so that with 16 tiles of 128 rows (RA_HEAD_TILE_CUDA) a product is
+ * 8 whole waves on 132 multiprocessors.
  */
 enum { RA_HEAD_BLOCK = 4096, RA_HEAD_BLOCK_CUDA = 66 * 256 };
 

@@ -41,17 +41,27 @@ template <> __device__ __forceinline__ bf16 narrow<bf16>(float x)
     return __float2bfloat16_rn(x);
 }
 
-__device__ __forceinline__ vector_t load(const float *from)
+/* A vector as it lies in memory: what to hold while other work goes on. */
+__device__ __forceinline__ vector_t load_raw(const float *from)
 {
     const float4 a = reinterpret_cast<const float4 *>(from)[0];
     const float4 b = reinterpret_cast<const float4 *>(from)[1];
     return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
 }
 
-__device__ __forceinline__ vector_t load(const bf16 *from)
+__device__ __forceinline__ uint4 load_raw(const bf16 *from)
 {
-    const uint4 bits = *reinterpret_cast<const uint4 *>(from);
-    const uint32_t word[4] = {bits.x, bits.y, bits.z, bits.w};
+    return *reinterpret_cast<const uint4 *>(from);
+}
+
+__device__ __forceinline__ vector_t widen(const vector_t &raw)
+{
+    return raw;
+}
+
+__device__ __forceinline__ vector_t widen(const uint4 &raw)
+{
+    const uint32_t word[4] = {raw.x, raw.y, raw.z, raw.w};
     vector_t v;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -59,6 +69,11 @@ __device__ __forceinline__ vector_t load(const bf16 *from)
         v.x[2 * i + 1] = __uint_as_float(word[i] & 0xffff0000u);
     }
     return v;
+}
+
+template <class T> __device__ __forceinline__ vector_t load(const T *from)
+{
+    return widen(load_raw(from));
 }
 
 __device__ __forceinline__ void store(float *to, const vector_t &v)
@@ -87,23 +102,25 @@ __device__ __forceinline__ float sum_of_squares(const vector_t &v)
     return sum;
 }
 
-/* Sum over @a lanes neighbours (a power of two); all of them get it. */
-__device__ __forceinline__ float sum_lanes(float x, int lanes)
+/* Sum over LANES neighbours (a power of two); all of them get it. */
+template <int LANES> __device__ __forceinline__ float sum_lanes(float x)
 {
-    for (int step = lanes / 2; step > 0; step /= 2) {
+#pragma unroll
+    for (int step = LANES / 2; step > 0; step /= 2) {
         x += __shfl_xor_sync(ALL_LANES, x, step);
     }
     return x;
 }
 
-__device__ __forceinline__ float inverse_rms(float sum, int64_t n, float eps)
+/* 1 / sqrt(sum share + eps), share = 1 / number of channels */
+__device__ __forceinline__ float inverse_rms(float sum, float share, float eps)
 {
-    return 1.0f / sqrtf(sum / (float)n + eps);
+    return rsqrtf(fmaf(sum, share, eps));
 }
 
 __device__ __forceinline__ float sigmoid(float x)
 {
-    return 1.0f / (1.0f + __expf(-x));
+    return __fdividef(1.0f, 1.0f + __expf(-x));
 }
 
 /* Whether rows of T at @a base may be read eight elements at a time. */
