@@ -61,6 +61,12 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *q_
                 ra_tma_load_4d(stage + C::Q, q_map, full, 0, row, (int)head, 0,
                                ra_l2_evict_first());
             ra_tma_load_4d(stage + C::V, v_map, full, 0, row, (int)head, 0, ra_l2_evict_first());
+            if (done + AHEAD < part.rows) {
+                ra_tma_prefetch_4d(k_map, 0, row + AHEAD, (int)head, 0);
+                if (!C::STATE_ONLY)
+                    ra_tma_prefetch_4d(q_map, 0, row + AHEAD, (int)head, 0);
+                ra_tma_prefetch_4d(v_map, 0, row + AHEAD, (int)head, 0);
+            }
             slot.next();
         }
         unit = next;

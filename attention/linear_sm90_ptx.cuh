@@ -41,4 +41,14 @@ static __device__ __forceinline__ void ra_stmatrix_x4_trans(uint32_t shared, uin
         : "memory");
 }
 
+/** Fetch the box at (c0, c1, c2, c3) into the L2 cache. */
+static __device__ __forceinline__ void ra_tma_prefetch_4d(const CUtensorMap *map, int c0, int c1,
+                                                          int c2, int c3)
+{
+    asm volatile(
+        "cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];" ::"l"(map),
+        "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+        : "memory");
+}
+
 #endif

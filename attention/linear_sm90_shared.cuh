@@ -14,6 +14,7 @@ namespace ra_linear
 
 constexpr int CHUNK = 64;        /* tokens */
 constexpr int BOX = CHUNK * 128; /* bytes of 64 rows of 64 bf16 */
+constexpr int AHEAD = 2 * CHUNK; /* tokens fetched into the L2 before a stage is free for them */
 constexpr float LOG2E = 1.44269504088896340736f;
 constexpr float NEGLIGIBLE = 48.0f; /* a tail starts where decay has fallen to 2^-48 */
 
