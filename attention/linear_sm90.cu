@@ -8,8 +8,9 @@
  *     S^T  = e^{g n} S^T + v~^T k           v~_j = e^{g (n - 1 - j)} v_j
  *
  * Transposed, the state is an operand straight from its accumulators and never goes through shared
- * memory; warpgroups share q and k and wait for each other nowhere but at a short last chunk. The
- * products take half the time of the loads, so the kernel runs at the speed of memory.
+ * memory; warpgroups share q and k and wait for each other nowhere but at a short last chunk. A
+ * chunk takes a multiprocessor about as long as memory takes to bring it
+ * (benchmarks/PERFORMANCE.md).
  */
 extern "C" { /* C headers without a C++ guard of their own */
 #include "base/status.h"
