@@ -127,7 +127,8 @@ static ra_status_t product_create(const shape_key_t *key, product_t *product)
 
 static ra_status_t make_preference(const shape_key_t *key, cublasLtMatmulPreference_t *preference_p)
 {
-    uint64_t workspace = RA_STREAM_WORKSPACE;
+    /* Workspace is for partial sums; a pinned algorithm has none. */
+    uint64_t workspace = key->pinned ? 0 : (uint64_t)RA_STREAM_WORKSPACE;
     uint32_t alignment = (uint32_t)key->alignment, reductions = CUBLASLT_REDUCTION_SCHEME_NONE;
     RA_TRY(check(cublasLtMatmulPreferenceCreate(preference_p), "making a preference"));
     cublasStatus_t error = cublasLtMatmulPreferenceSetAttribute(
