@@ -9,8 +9,8 @@
 #include "attention/linear_cuda.h"
 #include "attention/linear_cuda_scratch.cuh"
 #include "attention/linear_sm90_shared.cuh"
+#include "base/tensor_map.cuh"
 #include <algorithm>
-#include <cudaTypedefs.h>
 #include <vector>
 
 namespace ra_linear
@@ -175,38 +175,21 @@ struct maps_t {
     CUtensorMap q, k, v;
 };
 
-typedef decltype(&cuTensorMapEncodeTiled) encode_t;
-
-struct driver_t {
-    encode_t encode = nullptr;
-    cudaError_t error;
-    driver_t()
-    {
-        void *entry = nullptr;
-        cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
-        error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000,
-                                                 cudaEnableDefault, &result);
-        if (error == cudaSuccess && result == cudaDriverEntryPointSuccess)
-            encode = (encode_t)entry;
-    }
-};
-
 /* [rows, heads, head_dim] bf16 as (64 columns, rows, heads, head_dim / 64 boxes). */
 static inline ra_status_t make_map(const void *base, int64_t rows, int64_t stride, int32_t heads,
                                    int32_t head_dim, CUtensorMap *map)
 {
-    static const driver_t driver;
-    if (!driver.encode)
-        return ra_fail(RA_ERR_DEVICE, "linear", "the driver has no cuTensorMapEncodeTiled: %s",
-                       cudaGetErrorString(driver.error));
+    ra_tensor_map_encode_t encode = ra_tensor_map_encoder();
+    if (!encode)
+        return ra_fail(RA_ERR_DEVICE, "linear", "the driver has no cuTensorMapEncodeTiled");
     cuuint64_t dims[4] = {64, (cuuint64_t)rows, (cuuint64_t)heads, (cuuint64_t)head_dim / 64};
     cuuint64_t strides[3] = {(cuuint64_t)stride * 2, (cuuint64_t)head_dim * 2, 128};
     cuuint32_t box[4] = {64, CHUNK, 1, (cuuint32_t)head_dim / 64};
     cuuint32_t steps[4] = {1, 1, 1, 1};
-    CUresult result = driver.encode(
-        map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void *>(base), dims, strides, box,
-        steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-        CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    CUresult result =
+        encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void *>(base), dims, strides,
+               box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+               CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (result != CUDA_SUCCESS)
         return ra_fail(RA_ERR_DEVICE, "linear",
                        "tensor map of %lld rows, stride %lld: driver error %d", (long long)rows,

@@ -12,8 +12,8 @@ extern "C" { /* C headers without a C++ guard of their own */
 #include "base/status.h"
 }
 #include "attention/softmax_sm90_rows.cuh"
+#include "base/tensor_map.cuh"
 #include <cuda_runtime.h>
-#include <cudaTypedefs.h>
 
 using namespace ra_sm90;
 
@@ -344,35 +344,8 @@ const kernel_t *find_kernel(int32_t head_dim)
     return nullptr;
 }
 
-typedef decltype(&cuTensorMapEncodeTiled) encode_t;
-
-struct driver_t {
-    encode_t encode = nullptr;
-    cudaError_t error;
-    driver_t()
-    {
-        void *entry = nullptr;
-        cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
-        error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000,
-                                                 cudaEnableDefault, &result);
-        if (error == cudaSuccess && result == cudaDriverEntryPointSuccess)
-            encode = (encode_t)entry;
-    }
-};
-
-/* Looked up once, by whichever rank's thread comes first. */
-ra_status_t find_encode(encode_t *encode_p)
-{
-    static const driver_t driver;
-    if (!driver.encode)
-        return ra_fail(RA_ERR_DEVICE, subsystem, "the driver has no cuTensorMapEncodeTiled: %s",
-                       cudaGetErrorString(driver.error));
-    *encode_p = driver.encode;
-    return RA_OK;
-}
-
 /* [count, heads, head_dim] bf16 as (64 columns, rows, heads, head_dim / 64 boxes). */
-ra_status_t make_map(encode_t encode, const void *base, int64_t count, int64_t stride,
+ra_status_t make_map(ra_tensor_map_encode_t encode, const void *base, int64_t count, int64_t stride,
                      int32_t heads, int32_t head_dim, int32_t box_rows, CUtensorMap *map)
 {
     cuuint64_t dims[4] = {64, (cuuint64_t)(count > 0 ? count : 1), (cuuint64_t)heads,
@@ -507,9 +480,10 @@ ra_status_t ra_softmax_sm90_launch(const ra_softmax_cuda_call_t *call, struct CU
     cudaGetDevice(&device);
     cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
     cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, device);
-    encode_t encode;
+    ra_tensor_map_encode_t encode = ra_tensor_map_encoder();
     CUtensorMap q_map, k_map, v_map;
-    RA_TRY(find_encode(&encode));
+    if (!encode)
+        return ra_fail(RA_ERR_DEVICE, subsystem, "the driver has no cuTensorMapEncodeTiled");
     RA_TRY(make_map(encode, block->q, block->rows, block->q_stride, block->heads, block->head_dim,
                     64, &q_map));
     RA_TRY(make_map(encode, block->k, block->keys, block->k_stride, block->kv_heads,
