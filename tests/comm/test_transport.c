@@ -381,6 +381,7 @@ static ra_status_t cancel_then_resend(ra_comm_t *comm, void *arg)
     (void)arg;
     int rank = ra_comm_rank(comm);
     int32_t value = rank, other = -1;
+    char go = 0;
     ra_request_t *request = NULL;
     if (rank == 0) {
         ra_transfer_t early = make(RA_RECV, 1, 4, &other, 4);
@@ -390,7 +391,9 @@ static ra_status_t cancel_then_resend(ra_comm_t *comm, void *arg)
         RANK_CHECK(comm, ra_comm_test(request) == RA_ERR_CANCELED);
         ra_request_free(request);
     }
-    RA_TRY(ra_comm_barrier(comm));
+    /* Rank 1 sends nothing before the receive is withdrawn: in order alone, whatever it sent
+       would meet it. */
+    RA_TRY(transfer_one(comm, make(rank == 0 ? RA_SEND : RA_RECV, 1 - rank, 5, &go, 1)));
     /* The withdrawn receive must not catch this message. */
     int32_t landed = -1;
     ra_transfer_t one =
