@@ -95,31 +95,32 @@ ra_status_t ra_cache_load_kv(ra_cache_exchange_t *exchange, int64_t layer, int64
     return upload_kv(exchange, rows, kv);
 }
 
-/* The other way: the device's array into the pinned one, fp32. */
-static ra_status_t download_kv(ra_cache_exchange_t *exchange, int64_t rows, const void *kv)
+/* The other way: keys or values to @a to in pinned memory, fp32. */
+static ra_status_t download_rows(ra_cache_exchange_t *exchange, int64_t rows, const void *from,
+                                 float *to)
 {
-    int64_t width = exchange->kv_width, bytes = 2 * rows * width * (int64_t)sizeof(float);
-    const void *from = kv;
+    int64_t width = exchange->kv_width;
     if (exchange->act != RA_F32) {
-        RA_TRY(ra_op_copy_rows(kv, width, exchange->act, 2 * rows, width, exchange->floats, width,
+        RA_TRY(ra_op_copy_rows(from, width, exchange->act, rows, width, exchange->floats, width,
                                RA_F32, exchange->stream));
         from = exchange->floats;
     }
-    RA_TRY(ra_stream_copy(exchange->stream, exchange->host, from, bytes));
-    return ra_stream_sync(exchange->stream);
+    return ra_stream_copy(exchange->stream, to, from, rows * width * (int64_t)sizeof(float));
 }
 
 ra_status_t ra_cache_save_kv(ra_cache_exchange_t *exchange, int64_t layer, int64_t rows,
-                             const void *kv)
+                             const void *k, const void *v)
 {
     const ra_forward_cache_t *cache = exchange->cache;
     if (cache->save_kv == NULL) {
         return RA_OK;
     }
     if (direct(exchange)) {
-        return cache->save_kv(cache->arg, exchange->rank, layer, kv);
+        return cache->save_kv(cache->arg, exchange->rank, layer, k);
     }
-    RA_TRY(download_kv(exchange, rows, kv));
+    RA_TRY(download_rows(exchange, rows, k, exchange->host));
+    RA_TRY(download_rows(exchange, rows, v, exchange->host + rows * exchange->kv_width));
+    RA_TRY(ra_stream_sync(exchange->stream));
     return cache->save_kv(cache->arg, exchange->rank, layer, exchange->host);
 }
 

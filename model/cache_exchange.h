@@ -31,9 +31,10 @@ void ra_cache_exchange_destroy(ra_cache_exchange_t *exchange);
 
 /** Fill kv, act [2][rows][kv_width] on the device, where the cache has a prefix. */
 ra_status_t ra_cache_load_kv(ra_cache_exchange_t *exchange, int64_t layer, int64_t rows, void *kv);
-/** Hand kv over, where the cache wants it. */
+/** Hand over keys and values, act [rows][kv_width] each, where the cache wants them. On the CPU the
+ * values lie right behind the keys. */
 ra_status_t ra_cache_save_kv(ra_cache_exchange_t *exchange, int64_t layer, int64_t rows,
-                             const void *kv);
+                             const void *k, const void *v);
 /** State before the first row, in device memory until the next call; NULL: zero. */
 ra_status_t ra_cache_initial_state(ra_cache_exchange_t *exchange, int64_t layer,
                                    const float **state_p);

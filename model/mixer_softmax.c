@@ -3,20 +3,27 @@
 #include "model/forward_plan.h"
 #include "model/layer_ops.h"
 
-/* Where q, o and the key/value block of this layer lie inside f->mixer. */
+/* q and o inside f->mixer; keys and values where the ring wants them, else behind o. */
 typedef struct softmax_buffers {
-    void *q, *o, *kv;
+    ra_softmax_ring_t *ring;
+    void *q, *o, *k, *v;
     int64_t q_width, kv_width; /* H D and Hk D */
 } softmax_buffers_t;
 
-static softmax_buffers_t place_buffers(const ra_forward_t *f)
+static softmax_buffers_t place_buffers(const ra_forward_t *f, int64_t l)
 {
+    int64_t plane_rows;
     const ra_model_config_t *config = f->params.config;
     softmax_buffers_t b = {.q_width = config->heads * config->head_dim,
                            .kv_width = config->kv_heads * config->head_dim};
     b.q = f->mixer;
     b.o = ra_dtype_at(b.q, f->rows * b.q_width, f->act);
-    b.kv = ra_dtype_at(b.o, f->rows * b.q_width, f->act);
+    b.ring = config->layer[l].window > 0 ? f->window_ring : f->full_ring;
+    b.k = ra_softmax_ring_own_kv(b.ring, &plane_rows);
+    if (b.k == NULL) {
+        b.k = ra_dtype_at(b.o, f->rows * b.q_width, f->act);
+    }
+    b.v = ra_dtype_at(b.k, plane_rows * b.kv_width, f->act);
     return b;
 }
 
@@ -37,13 +44,13 @@ static ra_status_t project_rows(ra_forward_t *f, const ra_prepared_layer_t *laye
                                .weight = layer->q_norm,
                                .rotate = true},
                               {.x = ra_dtype_at(f->wide, b->q_width, f->act),
-                               .y = ra_dtype_at(b->kv, begin * b->kv_width, f->act),
+                               .y = ra_dtype_at(b->k, begin * b->kv_width, f->act),
                                .y_stride = b->kv_width,
                                .heads = config->kv_heads,
                                .weight = layer->k_norm,
                                .rotate = true},
                               {.x = ra_dtype_at(f->wide, b->q_width + b->kv_width, f->act),
-                               .y = ra_dtype_at(b->kv, (f->rows + begin) * b->kv_width, f->act),
+                               .y = ra_dtype_at(b->v, begin * b->kv_width, f->act),
                                .y_stride = b->kv_width,
                                .heads = config->kv_heads}};
     for (int i = 0; i < 3; i++) {
@@ -57,7 +64,7 @@ static ra_status_t run_ring(ra_forward_t *f, int64_t l, const softmax_buffers_t 
 {
     ra_softmax_ring_io_t io = {.q = b->q,
                                .q_stride = b->q_width,
-                               .kv = b->kv,
+                               .kv = b->k,
                                .prefix_kv = f->prefix_kv,
                                .o = b->o,
                                .o_stride = b->q_width};
@@ -66,15 +73,14 @@ static ra_status_t run_ring(ra_forward_t *f, int64_t l, const softmax_buffers_t 
         RA_TRY(ra_cache_load_kv(f->exchange, l, prefix_rows, f->prefix_kv));
     }
     if (f->exchange != NULL) {
-        RA_TRY(ra_cache_save_kv(f->exchange, l, f->rows, b->kv));
+        RA_TRY(ra_cache_save_kv(f->exchange, l, f->rows, b->k, b->v));
     }
-    bool windowed = f->params.config->layer[l].window > 0;
-    return ra_softmax_ring_run(windowed ? f->window_ring : f->full_ring, &io);
+    return ra_softmax_ring_run(b->ring, &io);
 }
 
 ra_status_t ra_mixer_softmax(ra_forward_t *f, int64_t l, const ra_prepared_layer_t *layer)
 {
-    softmax_buffers_t b = place_buffers(f);
+    softmax_buffers_t b = place_buffers(f, l);
     int64_t hidden = f->params.config->hidden_size;
 
     ra_span_t span = ra_trace_begin("qkv");

@@ -305,7 +305,8 @@ static char *row_at(const void *kv, int64_t rows, int plane, int64_t row, int64_
 static int fill_transfers(const ra_kv_gather_t *gather, const ra_gather_move_t *move, bool receives,
                           const void *kv, ra_transfer_t *to)
 {
-    int64_t rows = receives ? gather->rows : gather->layout->rows[gather->rank];
+    bool here = receives || kv == gather->kv;
+    int64_t rows = here ? gather->rows : gather->layout->rows[gather->rank];
     for (int plane = 0; plane < 2; plane++) {
         to[plane] = (ra_transfer_t){
             .kind = receives ? RA_RECV : RA_SEND,
@@ -351,7 +352,8 @@ static ra_status_t post_all(ra_kv_gather_t *gather, const void *kv)
 static ra_status_t copy_own(ra_kv_gather_t *gather, const void *kv)
 {
     int64_t rows = gather->layout->rows[gather->rank];
-    for (int plane = 0; plane < 2 && gather->gated && gather->rows > 0; plane++) {
+    bool wanted = gather->gated && gather->rows > 0 && kv != gather->kv;
+    for (int plane = 0; plane < 2 && wanted; plane++) {
         RA_TRY(ra_stream_copy(
             gather->stream, row_at(gather->kv, gather->rows, plane, 0, gather->row_bytes),
             row_at(kv, rows, plane, 0, gather->row_bytes), rows * gather->row_bytes));

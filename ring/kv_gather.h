@@ -61,8 +61,9 @@ ra_status_t ra_kv_gather_create(ra_comm_t *comm, ra_stream_t *stream, const ra_l
 /** Accepts NULL. */
 void ra_kv_gather_destroy(ra_kv_gather_t *gather);
 
-/** Collective. Post everything. @param kv  [2][R][row_bytes] of this rank, unchanged until finish.
- * On error nothing stays posted and the communicator is aborted. */
+/** Collective. Post everything. @param kv  [2][R][row_bytes] of this rank, unchanged until finish;
+ * where gated also gather->kv itself, whose first R rows of both planes then hold the rank's own
+ * and are not copied. On error nothing stays posted and the communicator is aborted. */
 ra_status_t ra_kv_gather_start(ra_kv_gather_t *gather, const void *kv);
 /** Work queued from now on runs after all transfers. On error as ra_kv_gather_cancel(). */
 ra_status_t ra_kv_gather_finish(ra_kv_gather_t *gather);

@@ -288,6 +288,14 @@ void ra_softmax_ring_destroy(ra_softmax_ring_t *plan)
     free(plan);
 }
 
+void *ra_softmax_ring_own_kv(const ra_softmax_ring_t *plan, int64_t *plane_rows_p)
+{
+    const ra_kv_gather_t *gather = plan->gather;
+    bool placed = gather != NULL && gather->gated && gather->rows > 0;
+    *plane_rows_p = placed ? gather->rows : plan->rows;
+    return placed ? gather->kv : NULL;
+}
+
 static ra_softmax_state_t state_of(const ra_softmax_ring_t *plan, const ra_softmax_ring_io_t *io)
 {
     return (ra_softmax_state_t){.m = plan->m, .l = plan->l, .o = io->o, .o_stride = io->o_stride};

@@ -58,7 +58,9 @@ typedef struct ra_softmax_ring_params {
 typedef struct ra_softmax_ring_io {
     const void *q; /**< [R, H, D] */
     int64_t q_stride;
-    const void *kv;        /**< [2][R][G * D]: keys, then values; unchanged until the call ends */
+    /** [2][R][G * D]: keys, then values; or ra_softmax_ring_own_kv(). Unchanged until the call
+     * ends. */
+    const void *kv;
     const void *prefix_kv; /**< [2][P][G * D], or NULL without a prefix */
     void *o;               /**< [R, H, D]; overlaps nothing */
     int64_t o_stride;      /**< strides in elements */
@@ -78,6 +80,14 @@ ra_status_t ra_softmax_ring_create(ra_comm_t *comm, ra_stream_t *stream,
                                    ra_softmax_ring_t **plan_p);
 /** Accepts NULL. */
 void ra_softmax_ring_destroy(ra_softmax_ring_t *plan);
+
+/**
+ * Where this rank may put its own keys and values so that a call with io->kv = this does not copy
+ * them: keys [R][G * D], values as many rows of G * D after them as @a plane_rows_p says. Device
+ * memory of the plan, which other ranks read and calls leave as it is.
+ * @return NULL: no such place, io->kv is the caller's; @a plane_rows_p is R.
+ */
+void *ra_softmax_ring_own_kv(const ra_softmax_ring_t *plan, int64_t *plane_rows_p);
 
 /**
  * Collective: every rank calls, a rank without rows too. On return (GPU: in stream order) the kv
