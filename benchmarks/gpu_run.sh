@@ -2,15 +2,20 @@
 # Build, test and time everything that runs on GPUs; one short table at the end.
 #   benchmarks/gpu_run.sh build            configure with -DRA_CUDA=ON and build (needs the libraries of README.md)
 #   benchmarks/gpu_run.sh pack FILE        what a machine without them needs: programs and the libraries they load
-#   benchmarks/gpu_run.sh check|sanitize|time|all
-# BUILD names the build folder (default ./build-gpu) or an unpacked FILE; OUT the results (default ./out). No network
-# is used. PyTorch, where there is one, is timed beside the kernels.
+#   benchmarks/gpu_run.sh check            every test that needs a GPU
+#   benchmarks/gpu_run.sh sanitize         compute-sanitizer over small cases
+#   benchmarks/gpu_run.sh time             one GPU: kernels, layers, the whole model
+#   benchmarks/gpu_run.sh rings            2, 4, ... GPUs: transfers, layers over rings
+#   benchmarks/gpu_run.sh models           2, 4, ... GPUs: the whole model
+#   benchmarks/gpu_run.sh table            what the last three left in OUT
+#   benchmarks/gpu_run.sh all              all of these
+# BUILD names the build folder (default ./build-gpu) or an unpacked FILE; OUT the results (default ./out), RANKS the
+# numbers of GPUs for rings and models (default: powers of two). No network is used. PyTorch, where there is one, is timed beside.
 set -eu
 cd "$(dirname "$0")/.."
 BUILD=${BUILD:-build-gpu}
 OUT=${OUT:-out}
 BIN=$BUILD/bin
-MINI="--model configs/models/ring-mini-linear-2.0 --random-weights 1 --device cuda"
 export LD_LIBRARY_PATH=$BIN:${LD_LIBRARY_PATH:-} NCCL_NVLS_ENABLE=0
 mkdir -p "$OUT"
 
@@ -50,46 +55,130 @@ check()
     return $failed
 }
 
-sanitize()
+sanitized() # name, tool, seconds, program and arguments
 {
-    for tool in memcheck racecheck initcheck synccheck; do
-        timeout 200 compute-sanitizer --tool $tool --error-exitcode 9 "$BIN/softmax_cuda_check" small \
-            >"$OUT/softmax_$tool.txt" 2>&1 || true
-        echo "softmax, $tool: $(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$OUT/softmax_$tool.txt")"
-    done
-    timeout 300 compute-sanitizer --tool memcheck --error-exitcode 9 "$BIN/model_perf" --device cuda --tokens 4k \
-        --iters 1 --warmup 0 --check off >"$OUT/model_memcheck.txt" 2>&1 || true
-    echo "model, memcheck: $(grep 'ERROR SUMMARY' "$OUT/model_memcheck.txt")"
+    name=$1 tool=$2 limit=$3
+    shift 3
+    log=$OUT/sanitize_${name// /_}_$tool.txt
+    code=0
+    timeout "$limit" compute-sanitizer --tool "$tool" --error-exitcode 9 "$@" >"$log" 2>&1 || code=$?
+    echo "$name, $tool: $(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$log" || echo "no summary") (exit $code)"
+    [ $code -eq 0 ]
 }
 
-model() # options of model_perf
+sanitize()
 {
-    # shellcheck disable=SC2086 # MINI is a list of words
-    "$BIN/model_perf" $MINI "$@" 2>&1 | tail -1 | tee -a "$OUT/model.txt"
+    failed=0
+    for tool in memcheck racecheck initcheck synccheck; do
+        sanitized softmax "$tool" 200 "$BIN/softmax_cuda_check" small || failed=1
+    done
+    for tool in memcheck racecheck initcheck; do
+        sanitized linear "$tool" 200 "$BIN/test_attention_linear_cuda" || failed=1
+        sanitized experts "$tool" 200 "$BIN/test_moe_experts_cuda" || failed=1
+        sanitized "row ops" "$tool" 200 "$BIN/test_model_layer_ops_cuda" || failed=1
+        sanitized head "$tool" 200 "$BIN/test_model_head_cuda" || failed=1
+    done
+    sanitized "softmax ring" memcheck 300 "$BIN/test_ring_softmax_ring_cuda" || failed=1
+    sanitized "state scan" memcheck 300 "$BIN/test_ring_state_scan_cuda" || failed=1
+    sanitized model memcheck 300 "$BIN/model_perf" --device cuda --tokens 4k --iters 1 --warmup 0 --check off || failed=1
+    return $failed
+}
+
+has_torch()
+{
+    python3 -c 'import torch' 2>/dev/null
+}
+
+model() # name, options of model_perf; what cannot be run says why and is passed over
+{
+    "$BIN/model_perf" --model "configs/models/ring-$1-linear-2.0" --random-weights 1 --device cuda "${@:2}" >"$OUT/last.txt" 2>&1 || true
+    [ -s "$OUT/model.txt" ] || grep -m 1 tok_per_s "$OUT/last.txt" >"$OUT/model.txt" || true
+    tail -1 "$OUT/last.txt" | tee -a "$OUT/model.txt"
 }
 
 measure()
 {
-    gpus=$(nvidia-smi -L | wc -l)
-    if python3 -c 'import torch' 2>/dev/null; then
-        python3 benchmarks/softmax_cuda_pairs.py "$BIN/libsoftmax_cuda.so" | tee "$OUT/softmax_pairs.jsonl"
-    fi
+    rm -f "$OUT/model.txt"
+    has_torch && python3 benchmarks/softmax_cuda_pairs.py "$BIN/libsoftmax_cuda.so" | tee "$OUT/softmax_pairs.jsonl"
     "$BIN/softmax_cuda_perf" packed | tee "$OUT/softmax_packed.txt"
     "$BIN/linear_cuda_perf" time | tee "$OUT/linear.txt"
     "$BIN/moe_cuda_perf" gemm | tee "$OUT/moe_gemm.txt"
     "$BIN/moe_cuda_perf" layer | tee "$OUT/moe_layer.txt"
     "$BIN/row_ops_cuda_perf" rows | tee "$OUT/row_ops.txt"
-    for ((ranks = 1; ranks <= gpus; ranks *= 2)); do
-        model --mode prefill --tokens 128k --ranks $ranks --iters 3
-        model --mode score --tokens 128k --ranks $ranks --iters 3
-        [ $ranks -eq 1 ] && continue
+    model mini --mode prefill --tokens 128k --iters 3
+    model mini --mode score --tokens 128k --iters 3
+}
+
+ring() # transport, ranks, cases
+{
+    "$BIN/ring_device_perf" "$@" | tee -a "$OUT/ring.txt"
+}
+
+torch_ring() # ranks, sizes
+{
+    has_torch || return 0
+    torchrun --nproc-per-node "$1" benchmarks/ring_torch.py "${@:2}" 2>/dev/null | grep '"torch ring"' |
+        tee -a "$OUT/ring_torch.jsonl" || true
+}
+
+several() # the numbers of GPUs to run on
+{
+    gpus=$(nvidia-smi -L | wc -l)
+    for ((n = 2; n <= gpus; n *= 2)); do echo $n; done
+}
+
+rings()
+{
+    rm -f "$OUT/comm.txt" "$OUT/ring.txt" "$OUT/ring_torch.jsonl"
+    short=(softmax:16384 softmax:32768 softmax:65536 softmax:131072)
+    for ranks in ${RANKS:-$(several)}; do
         for transport in peer nccl; do
-            "$BIN/comm_cuda_perf" $ranks $transport >>"$OUT/comm.txt"
-            "$BIN/ring_device_perf" $transport $ranks softmax:16384 softmax:32768 softmax:65536 softmax:131072 \
-                packs:524288 linear:1048576 | tee -a "$OUT/ring.txt"
+            "$BIN/comm_cuda_perf" "$ranks" $transport | tee -a "$OUT/comm.txt"
         done
-        model --mode prefill --tokens 1m --ranks $ranks --iters 1 --warmup 0
+        for _ in 1 2; do # beside each other, as machines drift
+            ring peer "$ranks" "${short[@]}"
+            torch_ring "$ranks" 32768 131072
+        done
+        ring nccl "$ranks" "${short[@]}" packs:524288 linear:1048576
+        ring peer "$ranks" packs:524288 linear:1048576 softmax:32768:16 softmax:131072:16 softmax:262144 \
+            softmax:524288 softmax:1048576
+        torch_ring "$ranks" 32768:16 131072:16 262144 524288 1048576
+        [ "$ranks" -lt 4 ] || ring peer "$ranks" softmax:2097152 softmax:4194304 packs:4194304
     done
+}
+
+models()
+{
+    for ranks in ${RANKS:-$(several)}; do
+        for transport in peer nccl; do
+            model mini --mode prefill --tokens 128k --ranks "$ranks" --iters 3 --transport $transport
+            model mini --mode score --tokens 128k --ranks "$ranks" --iters 3 --transport $transport
+        done
+        for mode in prefill score; do
+            model mini --mode $mode --tokens 1m --ranks "$ranks" --iters 1 --warmup 0
+        done
+        model flash --expert-parallel on --mode prefill --tokens 128k --ranks "$ranks" --iters 2
+        [ "$ranks" -lt 4 ] || for tokens in 2m 4m; do
+            model mini --mode prefill --tokens $tokens --ranks "$ranks" --iters 1 --warmup 0
+        done
+    done
+}
+
+table()
+{
+    echo "== causal softmax, one GPU: head size, tokens, TFLOP/s, cuDNN's, ratio"
+    sed -nE 's/.*"head_dim": ([0-9]+), "tokens": ([0-9]+), "ours": ([0-9.]+), "cudnn": ([0-9.]+), "ratio": ([0-9.]+).*/\1 \2 \3 \4 \5/p' \
+        "$OUT/softmax_pairs.jsonl" 2>/dev/null | column -t
+    echo "== linear, 1,048,576 tokens"
+    grep -E 'lightning|copy' "$OUT/linear.txt" 2>/dev/null || true
+    echo "== rings: case, transport, heads, GPUs, tokens, TFLOP/s a GPU, ratio to one GPU"
+    sed -nE 's/^(\w+) +(\w+) +heads ([0-9]+) ranks [0-9]+ gpus ([0-9]+) tokens ([0-9]+) .* ms +([0-9.]+) TFLOP.*ratio ([0-9.]+).*/\1 \2 \3 \4 \5 \6 \7/p' \
+        "$OUT/ring.txt" 2>/dev/null | column -t
+    echo "== rings of torch: GPUs, heads, tokens, TFLOP/s a GPU"
+    sed -nE 's/.*"gpus": ([0-9]+), "heads": ([0-9]+), "tokens": ([0-9]+).*"tflops_a_gpu": ([0-9.]+).*/\1 \2 \3 \4/p' \
+        "$OUT/ring_torch.jsonl" 2>/dev/null | column -t
+    echo "== whole model"
+    cat "$OUT/model.txt" 2>/dev/null || true
 }
 
 case ${1:-all} in
@@ -97,15 +186,30 @@ build) build ;;
 pack) pack "${2:?name of the archive}" ;;
 check) check ;;
 sanitize) sanitize ;;
-time) measure ;;
+time)
+    measure
+    table
+    ;;
+rings)
+    rings
+    table
+    ;;
+models)
+    models
+    table
+    ;;
+table) table ;;
 all)
     [ -x "$BIN/ringattn" ] || build
     check
     sanitize
     measure
+    rings
+    models
+    table
     ;;
 *)
-    echo "usage: gpu_run.sh build|pack FILE|check|sanitize|time|all" >&2
+    echo "usage: gpu_run.sh build|pack FILE|check|sanitize|time|rings|models|table|all" >&2
     exit 2
     ;;
 esac
