@@ -136,7 +136,7 @@ rings()
             "$BIN/comm_cuda_perf" "$ranks" $transport | tee -a "$OUT/comm.txt"
         done
         for _ in 1 2; do # beside each other, as machines drift
-            ring peer "$ranks" "${short[@]}"
+            ring peer "$ranks" "${short[@]}" apart:65536
             torch_ring "$ranks" 32768 131072
         done
         ring nccl "$ranks" "${short[@]}" packs:524288 linear:1048576

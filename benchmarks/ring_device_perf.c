@@ -10,6 +10,7 @@
  *            window   one document, rows see 4096 tokens, contiguous
  *            linear   one document, decays as in lightning attention, contiguous
  *            bits     softmax with `reproducible`, contiguous
+ *            apart    a document of so many tokens for each rank: what GPUs at work cost each other
  *
  * Layers are queued one after another and the wall clock of all ranks is divided by their number;
  * medians. Flops: softmax 4 D a visible pair and head, linear 4 D^2 a token and head. `still` is
@@ -38,7 +39,7 @@ static const double long_layer = 1.0; /* seconds */
 typedef struct bench_case {
     const char *name;
     ra_layout_kind_t kind;
-    bool packs, linear, walk, reproducible;
+    bool packs, linear, walk, reproducible, apart;
     int64_t window;
 } bench_case_t;
 
@@ -49,6 +50,7 @@ static const bench_case_t cases[] = {
     {.name = "window", .window = 4096},
     {.name = "linear", .linear = true},
     {.name = "bits", .reproducible = true},
+    {.name = "apart", .apart = true},
 };
 
 typedef struct bench {
@@ -87,15 +89,15 @@ static uint64_t mix(uint64_t *seed)
     return z ^ (z >> 31);
 }
 
-static void cut_documents(bench_t *b)
+static void cut_documents(bench_t *b, int ranks)
 {
     uint64_t seed = 1;
-    int64_t left = b->tokens;
+    int64_t left = b->c->apart ? ranks * b->tokens : b->tokens;
     b->document_count = 0;
     b->flops = 0;
     while (left > 0 && b->document_count < DOCUMENTS_MOST) {
         double u = (double)(mix(&seed) >> 11) * 0x1p-53;
-        int64_t length = b->c->packs ? (int64_t)(1024.0 * exp2(6.0 * u)) : left;
+        int64_t length = b->c->packs ? (int64_t)(1024.0 * exp2(6.0 * u)) : b->tokens;
         length = ra_min_i64(length, left);
         double n = (double)length, seen = b->c->window > 0 ? fmin((double)b->c->window, n) : n;
         b->documents[b->document_count++] = (ra_document_t){0, length};
@@ -337,18 +339,18 @@ static double run_world(bench_t *b, const char *transport, int ranks, int first_
 }
 
 /* Flops a second of the slowest of the GPUs, each with all tokens (or 2^20) to itself. */
-static double rate_alone(bench_t *b, int gpus)
+static double rate_alone(bench_t *b, int ranks, int gpus)
 {
     int64_t tokens = b->tokens;
     double slowest = 0;
     b->tokens = b->alone_tokens;
-    cut_documents(b);
+    cut_documents(b, 1);
     for (int d = 0; d < gpus && (d == 0 || guess_seconds(b, 1) < long_layer); d++) {
         slowest = fmax(slowest, run_world(b, "peer", 1, d));
     }
     double flops = b->flops;
     b->tokens = tokens;
-    cut_documents(b);
+    cut_documents(b, ranks);
     return flops / slowest;
 }
 
@@ -369,7 +371,7 @@ static bool measure(bench_t *b, const char *transport, int ranks)
     int gpus = ranks < b->devices ? ranks : b->devices;
     size_t bytes = (size_t)(SAMPLES * b->width) * 2;
     b->alone_tokens = ra_min_i64(b->tokens, ALONE_MOST);
-    double alone = rate_alone(b, gpus);
+    double alone = rate_alone(b, ranks, gpus);
     uint16_t *want = malloc(bytes);
     if (want == NULL) {
         exit(5);
@@ -414,7 +416,7 @@ int main(int argc, char **argv)
 {
     if (argc < 4) {
         fprintf(stderr, "usage: ring_device_perf TRANSPORT RANKS CASE:TOKENS[:HEADS]...\n"
-                        "cases: softmax walk packs window linear bits\n");
+                        "cases: softmax walk packs window linear bits apart\n");
         return 2;
     }
     static bench_t b;

@@ -102,8 +102,8 @@ static ra_status_t check_transfer(const ra_comm_t *comm, const ra_transfer_t *tr
     return RA_OK;
 }
 
-ra_status_t ra_comm_post_reserved(ra_comm_t *comm, const ra_transfer_t *transfers, int count,
-                                  ra_request_t **request_p)
+static ra_status_t post(ra_comm_t *comm, const ra_transfer_t *transfers, int count, bool in_turn,
+                        ra_request_t **request_p)
 {
     if (count < 0) {
         return ra_fail(RA_ERR_INVALID, "comm", "a group of %d transfers", count);
@@ -111,11 +111,10 @@ ra_status_t ra_comm_post_reserved(ra_comm_t *comm, const ra_transfer_t *transfer
     for (int i = 0; i < count; i++) {
         RA_TRY(check_transfer(comm, &transfers[i], i));
     }
-    return comm->end->ops->post(comm->end, transfers, count, request_p);
+    return comm->end->ops->post(comm->end, transfers, count, in_turn, request_p);
 }
 
-ra_status_t ra_comm_post(ra_comm_t *comm, const ra_transfer_t *transfers, int count,
-                         ra_request_t **request_p)
+static ra_status_t check_tags(const ra_transfer_t *transfers, int count)
 {
     for (int i = 0; i < count; i++) {
         if (transfers[i].tag >= RA_TAG_RESERVED) {
@@ -123,7 +122,27 @@ ra_status_t ra_comm_post(ra_comm_t *comm, const ra_transfer_t *transfers, int co
                            i, transfers[i].tag);
         }
     }
-    return ra_comm_post_reserved(comm, transfers, count, request_p);
+    return RA_OK;
+}
+
+ra_status_t ra_comm_post_reserved(ra_comm_t *comm, const ra_transfer_t *transfers, int count,
+                                  ra_request_t **request_p)
+{
+    return post(comm, transfers, count, false, request_p);
+}
+
+ra_status_t ra_comm_post(ra_comm_t *comm, const ra_transfer_t *transfers, int count,
+                         ra_request_t **request_p)
+{
+    RA_TRY(check_tags(transfers, count));
+    return post(comm, transfers, count, false, request_p);
+}
+
+ra_status_t ra_comm_post_in_turn(ra_comm_t *comm, const ra_transfer_t *transfers, int count,
+                                 ra_request_t **request_p)
+{
+    RA_TRY(check_tags(transfers, count));
+    return post(comm, transfers, count, true, request_p);
 }
 
 ra_status_t ra_comm_test(ra_request_t *request)

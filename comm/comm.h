@@ -115,6 +115,14 @@ int64_t ra_comm_deadline(const ra_comm_t *comm);
  */
 ra_status_t ra_comm_post(ra_comm_t *comm, const ra_transfer_t *transfers, int count,
                          ra_request_t **request_p);
+/**
+ * The same for a group that starts only when the groups this rank has posted in turn before are
+ * done: large transfers arrive one after another, each at the full rate, not beside each other at a
+ * share of it. Groups of other ranks and ra_comm_post() do not wait for it. Where all groups are in
+ * order it is ra_comm_post().
+ */
+ra_status_t ra_comm_post_in_turn(ra_comm_t *comm, const ra_transfer_t *transfers, int count,
+                                 ra_request_t **request_p);
 /** RA_OK, RA_INPROGRESS or an error. Never blocks. */
 ra_status_t ra_comm_test(ra_request_t *request);
 /**

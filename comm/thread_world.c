@@ -102,10 +102,10 @@ static void start_group(ra_thread_request_t *request, ra_op_queue_t *pairs)
     }
 }
 
-/* In order: start every group whose predecessor on its end is done. */
+/* Start every group whose turn has come: its predecessor on its end is done. */
 static void start_held(ra_thread_world_t *world, ra_op_queue_t *pairs)
 {
-    bool again = world->row->ops->in_order;
+    bool again = true;
     while (again) {
         again = false;
         for (int r = 0; r < world->size; r++) {
@@ -198,7 +198,7 @@ static ra_status_t fail_aborted(const ra_thread_world_t *world)
 }
 
 static ra_thread_request_t *request_new(ra_thread_end_t *end, const ra_transfer_t *transfers,
-                                        int count)
+                                        int count, bool in_turn)
 {
     ra_thread_request_t *request =
         calloc(1, sizeof(*request) + (size_t)count * sizeof(request->ops[0]));
@@ -209,6 +209,7 @@ static ra_thread_request_t *request_new(ra_thread_end_t *end, const ra_transfer_
     request->base.ops = end->base.ops;
     request->end = end;
     request->count = request->pending = count;
+    request->in_turn = in_turn || end->base.ops->in_order;
     for (int i = 0; i < count; i++) {
         request->ops[i] = (ra_thread_op_t){.transfer = transfers[i], .request = request};
     }
@@ -225,11 +226,11 @@ static ra_status_t settle(ra_thread_request_t *request)
 }
 
 ra_status_t ra_thread_post(ra_transport_t *transport, const ra_transfer_t *transfers, int count,
-                           ra_request_t **request_p)
+                           bool in_turn, ra_request_t **request_p)
 {
     ra_thread_end_t *end = (ra_thread_end_t *)transport;
     ra_thread_world_t *world = end->world;
-    ra_thread_request_t *request = request_new(end, transfers, count);
+    ra_thread_request_t *request = request_new(end, transfers, count, in_turn);
     if (request == NULL) {
         return RA_ERR_NOMEM;
     }
@@ -252,7 +253,7 @@ ra_status_t ra_thread_post(ra_transport_t *transport, const ra_transfer_t *trans
         free(request);
         return status;
     }
-    if (transport->ops->in_order) {
+    if (request->in_turn) {
         ra_thread_request_t **last = &end->held;
         while (*last != NULL) {
             last = &(*last)->next_held;

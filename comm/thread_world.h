@@ -20,7 +20,7 @@
 enum { RA_MAILBOX_BUCKETS = 64, RA_THREAD_FAILURE_BYTES = 256 };
 
 typedef enum ra_op_state {
-    RA_OP_HELD,   /**< in order: its group has not started */
+    RA_OP_HELD,   /**< its group waits for its turn */
     RA_OP_QUEUED, /**< in a mailbox, no partner yet */
     RA_OP_MOVING, /**< the thread that completed the pair is moving its bytes */
     RA_OP_LENT,   /**< a lend whose bytes the borrower reads */
@@ -86,7 +86,7 @@ struct ra_thread_end {
     pthread_cond_t changed;
     void *device; /**< the mover's; NULL until attached */
     ra_mailbox_t mailbox;
-    ra_thread_request_t *started, *held; /**< in order: the open group; those after it */
+    ra_thread_request_t *started, *held; /**< in turn: the open group; those after it */
 };
 
 struct ra_thread_world {
@@ -102,6 +102,7 @@ struct ra_thread_request {
     ra_request_t base;
     ra_thread_end_t *end;
     int count, pending;
+    bool in_turn;       /**< starts when those before it are done; where in_order, all of them */
     ra_status_t status; /**< RA_OK until a transfer failed or the group was cancelled */
     char failure[RA_THREAD_FAILURE_BYTES];
     bool prepared; /**< by the mover, and not settled yet */
@@ -130,7 +131,7 @@ ra_status_t ra_thread_attach(ra_transport_t *transport, ra_stream_t *compute);
 ra_status_t ra_thread_measure_waits(ra_transport_t *transport, bool on);
 ra_status_t ra_thread_waited(ra_transport_t *transport, double *seconds_p);
 ra_status_t ra_thread_post(ra_transport_t *transport, const ra_transfer_t *transfers, int count,
-                           ra_request_t **request_p);
+                           bool in_turn, ra_request_t **request_p);
 ra_status_t ra_thread_test(ra_request_t *base);
 ra_status_t ra_thread_wait(ra_request_t *base, int64_t deadline_ns);
 ra_status_t ra_thread_cancel(ra_request_t *base);

@@ -45,9 +45,10 @@ struct ra_transport_ops {
     /** Accepts NULL. No request of this end exists. */
     void (*close)(ra_transport_t *end);
 
-    /** Never blocks; all or nothing. RA_ERR_PEER after abort(). */
+    /** Never blocks; all or nothing. RA_ERR_PEER after abort(). @param in_turn  as
+     * ra_comm_post_in_turn(). */
     ra_status_t (*post)(ra_transport_t *end, const ra_transfer_t *transfers, int count,
-                        ra_request_t **request_p);
+                        bool in_turn, ra_request_t **request_p);
     ra_status_t (*test)(ra_request_t *request);
     ra_status_t (*wait)(ra_request_t *request, int64_t deadline_ns);
     ra_status_t (*cancel)(ra_request_t *request);

@@ -191,8 +191,9 @@ static void request_destroy(nccl_request_t *request)
 }
 
 static ra_status_t nccl_post(ra_transport_t *transport, const ra_transfer_t *transfers, int count,
-                             ra_request_t **request_p)
+                             bool in_turn, ra_request_t **request_p)
 {
+    (void)in_turn; /* all groups are */
     ra_nccl_end_t *end = (ra_nccl_end_t *)transport;
     if (atomic_load(&end->world->aborted)) {
         return ra_nccl_fail_aborted(end->world);

@@ -1,11 +1,12 @@
 /*
  * Ranks are threads of this process, each with a GPU (several may share one); device memory is
  * pulled by copy engines. The rank that wants the bytes owns the queues they come by, one for each
- * rank they come from, so that a pull that waits for its source holds up no other.
+ * rank they come from, so that a pull that waits for its source holds up no other, and one for
+ * those that are to come in turn.
  *
  *     post         event `start` on the poster's compute stream
  *     pair found   on the queue: wait for both starts, copy, open the gate; event `done` after the
- *                  last of a run of pairs between the same two ranks
+ *                  last of a run of pairs on one queue
  *     wait, test   the compute stream of either side waits for `done`
  *
  * Without peer access between two GPUs the driver stages the copies through the host.
@@ -31,16 +32,15 @@ typedef struct peer_event {
 struct peer_side {
     int device, size;
     cudaStream_t compute;   /* borrowed */
-    cudaStream_t *incoming; /* [size] by source rank */
+    cudaStream_t *incoming; /* [size + 1] by source rank, then those in turn */
     pthread_mutex_t mutex;
     peer_event_t *idle;
     ra_cuda_waits_t waits;
 };
 
-/* Pairs between the same two ranks, queued one after another. */
+/* Pairs of one queue, one after another. */
 typedef struct peer_run {
     peer_side_t *to;
-    int from;
     cudaStream_t queue;
     const ra_thread_request_t *after[2]; /* requests whose starts the queue waits for */
     peer_event_t *done;
@@ -113,7 +113,7 @@ static void side_destroy(peer_side_t *side)
 {
     if (cudaSetDevice(side->device) == cudaSuccess) {
         ra_cuda_waits_clear(&side->waits);
-        for (int r = 0; r < side->size; r++) {
+        for (int r = 0; r <= side->size; r++) {
             if (side->incoming != NULL && side->incoming[r] != NULL) {
                 cudaStreamDestroy(side->incoming[r]);
             }
@@ -155,12 +155,12 @@ static ra_status_t fill_side(peer_side_t *side)
 {
     enum { EVENTS_AT_FIRST = 16 };
     peer_event_t *events[EVENTS_AT_FIRST];
-    side->incoming = calloc((size_t)side->size, sizeof(cudaStream_t));
+    side->incoming = calloc((size_t)side->size + 1, sizeof(cudaStream_t));
     if (side->incoming == NULL) {
         return ra_fail(RA_ERR_NOMEM, "comm", "cannot allocate the queues of %d ranks", side->size);
     }
     RA_TRY(reach_peers(side->device));
-    for (int r = 0; r < side->size; r++) {
+    for (int r = 0; r <= side->size; r++) {
         cudaError_t error = cudaStreamCreateWithFlags(&side->incoming[r], cudaStreamNonBlocking);
         RA_TRY(ra_cuda_check(error, "making a copy queue"));
     }
@@ -321,9 +321,15 @@ static ra_status_t run_finish(peer_run_t *run)
     return ra_cuda_check(error, "marking a copy queue");
 }
 
-static ra_status_t run_begin(peer_run_t *run, peer_side_t *to, int from)
+static cudaStream_t queue_of(const ra_thread_op_t *want)
 {
-    *run = (peer_run_t){.to = to, .from = from, .queue = to->incoming[from]};
+    const peer_side_t *to = want->request->end->device;
+    return to->incoming[want->request->in_turn ? to->size : want->transfer.peer];
+}
+
+static ra_status_t run_begin(peer_run_t *run, peer_side_t *to, cudaStream_t queue)
+{
+    *run = (peer_run_t){.to = to, .queue = queue};
     RA_TRY(ra_cuda_check(cudaSetDevice(to->device), "choosing the receiving GPU"));
     return event_take(to, &run->done);
 }
@@ -340,11 +346,11 @@ static ra_status_t peer_move(ra_thread_op_t *pairs)
             continue;
         }
         peer_side_t *to = want->request->end->device;
-        int from = want->transfer.peer;
-        if (run.done == NULL || run.to != to || run.from != from) {
+        cudaStream_t queue = queue_of(want);
+        if (run.done == NULL || run.queue != queue) {
             status = run_finish(&run);
             if (status == RA_OK) {
-                status = run_begin(&run, to, from);
+                status = run_begin(&run, to, queue);
             }
         }
         if (status == RA_OK) {

@@ -322,10 +322,11 @@ static int fill_transfers(const ra_kv_gather_t *gather, const ra_gather_move_t *
     return 2;
 }
 
-static ra_status_t post(ra_kv_gather_t *gather, int count)
+static ra_status_t post(ra_kv_gather_t *gather, int count, bool in_turn)
 {
     ra_request_t **request = &gather->requests[gather->request_count];
-    RA_TRY(ra_comm_post(gather->comm, gather->transfers, count, request));
+    RA_TRY((in_turn ? ra_comm_post_in_turn : ra_comm_post)(gather->comm, gather->transfers, count,
+                                                           request));
     gather->request_count++;
     return RA_OK;
 }
@@ -338,14 +339,14 @@ static ra_status_t post_all(ra_kv_gather_t *gather, const void *kv)
         count += fill_transfers(gather, move, true, NULL, gather->transfers + count);
         gather->stats.received_bytes += 2 * move->count * gather->row_bytes;
         if (gather->gated && move->gate >= 0) {
-            RA_TRY(post(gather, count));
+            RA_TRY(post(gather, count, true));
             count = 0;
         }
     }
     for (int64_t i = gather->receive_count; i < gather->move_count; i++) {
         count += fill_transfers(gather, &gather->moves[i], false, kv, gather->transfers + count);
     }
-    return count > 0 ? post(gather, count) : RA_OK;
+    return count > 0 ? post(gather, count, false) : RA_OK;
 }
 
 /* Gated: this rank's own rows stand first in the buffer. */

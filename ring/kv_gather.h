@@ -8,8 +8,9 @@
  * order, and ends at a multiple of gate_keys rows. What lies between sections is zero.
  *
  *     gated    pieces of gate_keys rows are groups of their own, the last rows of a section first,
- *              and each opens a gate of the device: one kernel may walk all rows as they come. For
- *              transports of copy engines, a GPU a rank.
+ *              and each opens a gate of the device: one kernel may walk all rows as they come. They
+ *              come in turn, the order in which such a kernel wants them: beside each other all
+ *              sections would be late. For transports of copy engines, a GPU a rank.
  *     else     one group brings everything; its rows may be used once ra_kv_gather_finish() has
  *              returned. Meanwhile this rank's own rows are to be worked on.
  */

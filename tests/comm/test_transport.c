@@ -231,6 +231,89 @@ static void crossing_groups_hang_only_where_groups_run_in_order(void **state)
     run_on(2, post_two_groups_that_cross, NULL);
 }
 
+/* Which step of the next test has been reached; a rank spins until its own. */
+static void reach(atomic_int *step, int value)
+{
+    atomic_store(step, value);
+}
+
+static void await(atomic_int *step, int value)
+{
+    while (atomic_load(step) < value) {
+        sched_yield();
+    }
+}
+
+static ra_status_t receive_in_turn(ra_comm_t *comm, atomic_int *step)
+{
+    int32_t value[4] = {-1, -1, -1, -1};
+    ra_transfer_t first = make(RA_RECV, 1, 1, &value[0], 4);
+    ra_transfer_t second = make(RA_RECV, 2, 2, &value[1], 4);
+    ra_request_t *one = NULL, *two = NULL, *free_one = NULL;
+    RA_TRY(ra_comm_post_in_turn(comm, &first, 1, &one));
+    RA_TRY(ra_comm_post_in_turn(comm, &second, 1, &two));
+    await(step, 1); /* the second has been sent, the first has not */
+    RANK_CHECK(comm, ra_comm_test(two) == RA_INPROGRESS && value[1] == -1);
+    if (!ra_comm_in_order(comm)) {
+        ra_transfer_t other = make(RA_RECV, 2, 3, &value[2], 4);
+        RA_TRY(ra_comm_post(comm, &other, 1, &free_one));
+        RA_TRY(wait_free(comm, free_one)); /* waits for no turn */
+        RANK_CHECK(comm, value[2] == 23);
+    }
+    reach(step, 2);
+    RA_TRY(wait_free(comm, one));
+    RA_TRY(wait_free(comm, two));
+    RANK_CHECK(comm, value[0] == 11 && value[1] == 22);
+    /* One that is withdrawn gives its turn away. */
+    first.data = &value[3];
+    RA_TRY(ra_comm_post_in_turn(comm, &first, 1, &one));
+    RA_TRY(ra_comm_post_in_turn(comm, &second, 1, &two));
+    reach(step, 3);
+    await(step, 4);
+    RANK_CHECK(comm, ra_comm_test(two) == RA_INPROGRESS);
+    ra_request_free(one);
+    RA_TRY(wait_free(comm, two));
+    RANK_CHECK(comm, value[1] == 24 && value[3] == -1);
+    return RA_OK;
+}
+
+static ra_status_t send_in_turn(ra_comm_t *comm, void *arg)
+{
+    atomic_int *step = arg;
+    int32_t a = 11, b = 22, c = 23, d = 24;
+    ra_request_t *request[3] = {NULL};
+    if (ra_comm_rank(comm) == 0) {
+        return receive_in_turn(comm, step);
+    }
+    if (ra_comm_rank(comm) == 1) {
+        await(step, 2);
+        return transfer_one(comm, make(RA_SEND, 0, 1, &a, 4));
+    }
+    ra_transfer_t sends[] = {make(RA_SEND, 0, 2, &b, 4), make(RA_SEND, 0, 3, &c, 4),
+                             make(RA_SEND, 0, 2, &d, 4)};
+    RA_TRY(ra_comm_post(comm, &sends[0], 1, &request[0]));
+    if (!ra_comm_in_order(comm)) {
+        RA_TRY(ra_comm_post(comm, &sends[1], 1, &request[1]));
+    }
+    reach(step, 1);
+    RA_TRY(wait_free(comm, request[0]));
+    if (request[1] != NULL) {
+        RA_TRY(wait_free(comm, request[1]));
+    }
+    await(step, 3);
+    RA_TRY(ra_comm_post(comm, &sends[2], 1, &request[2]));
+    reach(step, 4);
+    return wait_free(comm, request[2]);
+}
+
+static void groups_in_turn_start_one_after_another(void **state)
+{
+    (void)state;
+    atomic_int step = 0;
+    needs_checks();
+    run_on(3, send_in_turn, &step);
+}
+
 static ra_status_t wait_at_gates(ra_comm_t *comm, void *arg)
 {
     (void)arg;
@@ -703,6 +786,7 @@ int main(void)
         cmocka_unit_test(a_rank_can_send_to_itself),
         cmocka_unit_test(a_group_may_hold_transfers_to_oneself),
         cmocka_unit_test(crossing_groups_hang_only_where_groups_run_in_order),
+        cmocka_unit_test(groups_in_turn_start_one_after_another),
         cmocka_unit_test(gates_open_when_bytes_have_arrived_or_never_will),
         cmocka_unit_test(mismatched_lengths_and_kinds_fail_on_both_sides),
         cmocka_unit_test(bad_arguments_post_nothing),
