@@ -140,6 +140,7 @@ static ra_status_t connect_comm(ra_nccl_end_t *end)
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 1;
     config.maxCTAs = BLOCKS_MOST;
+    config.cgaClusterSize = 0; /* single blocks fit beside a kernel that leaves some room */
     ncclComm_t comm = NULL;
     RA_TRY(ra_nccl_check(
         ncclCommInitRankConfig(&comm, end->base.size, end->world->id, end->base.rank, &config),
