@@ -2,11 +2,7 @@
  * poisoned outputs and poisoned rows between segments, and the bits attention/linear_cuda.h
  * promises. Skips without a GPU. */
 #include "attention/linear_cuda.h"
-#include "base/dtype.h"
-#include "tests/test_support.h"
-#include <cuda_runtime_api.h>
-#include <stdbool.h>
-#include <stdlib.h>
+#include "tests/cuda_support.h"
 #include <string.h>
 
 enum { MAX_SEGMENTS = 6, PAD = 8 };
@@ -76,46 +72,31 @@ static void *host(int64_t bytes)
     return memory;
 }
 
-static void ok(cudaError_t error)
-{
-    if (error != cudaSuccess) {
-        fail_msg("%s", cudaGetErrorString(error));
-    }
-}
-
-static void *device(int64_t bytes)
-{
-    void *memory = NULL;
-    ok(cudaMalloc(&memory, (size_t)(bytes > 0 ? bytes : 1)));
-    ok(cudaMemset(memory, 0xFF, (size_t)(bytes > 0 ? bytes : 1)));
-    return memory;
-}
-
 /* To the device in the dtype; values are already rounded to it. */
 static void put(void *to, const float *from, int64_t n, ra_dtype_t dtype)
 {
     if (dtype == RA_F32) {
-        ok(cudaMemcpy(to, from, (size_t)n * sizeof(*from), cudaMemcpyHostToDevice));
+        cuda_ok(cudaMemcpy(to, from, (size_t)n * sizeof(*from), cudaMemcpyHostToDevice));
         return;
     }
     uint16_t *narrow = host(n * (int64_t)sizeof(*narrow));
     for (int64_t i = 0; i < n; i++) {
         narrow[i] = ra_bf16_from_f32(from[i]);
     }
-    ok(cudaMemcpy(to, narrow, (size_t)n * sizeof(*narrow), cudaMemcpyHostToDevice));
+    cuda_ok(cudaMemcpy(to, narrow, (size_t)n * sizeof(*narrow), cudaMemcpyHostToDevice));
     free(narrow);
 }
 
 static float *get(const void *from, int64_t n, ra_dtype_t dtype)
 {
     float *wide = host(n * (int64_t)sizeof(*wide));
-    ok(cudaDeviceSynchronize());
+    cuda_ok(cudaDeviceSynchronize());
     if (dtype == RA_F32) {
-        ok(cudaMemcpy(wide, from, (size_t)n * sizeof(*wide), cudaMemcpyDeviceToHost));
+        cuda_ok(cudaMemcpy(wide, from, (size_t)n * sizeof(*wide), cudaMemcpyDeviceToHost));
         return wide;
     }
     uint16_t *narrow = host(n * (int64_t)sizeof(*narrow));
-    ok(cudaMemcpy(narrow, from, (size_t)n * sizeof(*narrow), cudaMemcpyDeviceToHost));
+    cuda_ok(cudaMemcpy(narrow, from, (size_t)n * sizeof(*narrow), cudaMemcpyDeviceToHost));
     for (int64_t i = 0; i < n; i++) {
         wide[i] = ra_bf16_to_f32(narrow[i]);
     }
@@ -172,10 +153,10 @@ static void point_at_device(problem_t *p)
     int64_t count = p->args.segment_count, states = count * p->state_count * 4;
     int64_t element = ra_dtype_bytes(p->dtype);
     int64_t k_at = (const float *)p->args.k - p->in, v_at = (const float *)p->args.v - p->in;
-    p->d_in = device(p->in_count * element);
-    p->d_o = device(p->o_count * element);
-    p->d_state_in = device(states);
-    p->d_state_out = device(states);
+    p->d_in = device_array((size_t)(p->in_count * element), NULL);
+    p->d_o = device_array((size_t)(p->o_count * element), NULL);
+    p->d_state_in = device_array((size_t)states, NULL);
+    p->d_state_out = device_array((size_t)states, NULL);
     put(p->d_in, p->in, p->in_count, p->dtype);
     put(p->d_state_in, p->state_in, count * p->state_count, RA_F32);
     p->gpu = p->args;
@@ -186,7 +167,7 @@ static void point_at_device(problem_t *p)
     p->gpu.o = p->d_o;
     p->gpu.segments = p->gpu_segments;
     if (p->shape.decay_per_token) {
-        p->d_decay = device(p->rows * p->shape.heads * 4);
+        p->d_decay = device_array((size_t)(p->rows * p->shape.heads * 4), NULL);
         put(p->d_decay, p->decay, p->rows * p->shape.heads, RA_F32);
         p->gpu.log_decay = p->d_decay;
     }
@@ -266,7 +247,7 @@ static void launch(const problem_t *p, bool hopper, bool state_only)
                              ? ra_linear_sm90_launch(&p->gpu, state_only, p->shape.part_rows, NULL)
                              : ra_linear_cuda_launch(&p->gpu, state_only, NULL);
     assert_int_equal(status, RA_OK);
-    ok(cudaDeviceSynchronize());
+    cuda_ok(cudaDeviceSynchronize());
 }
 
 typedef struct bound {
@@ -322,24 +303,6 @@ static void assert_same_bits(const float *a, const float *b, int64_t n, const ch
     }
 }
 
-static int major_version(void)
-{
-    int count = 0, major = 0;
-    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
-        return 0;
-    }
-    ok(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
-    return major;
-}
-
-static void need(int major)
-{
-    if (major_version() < major || (major == 9 && major_version() != 9)) {
-        print_message("skipped: no GPU of compute capability %d\n", major);
-        skip();
-    }
-}
-
 static void match_oracle(const shape_t *shape, size_t index, ra_dtype_t dtype, bool hopper)
 {
     problem_t p;
@@ -364,7 +327,7 @@ static void match_oracle(const shape_t *shape, size_t index, ra_dtype_t dtype, b
 static void the_complete_kernel_matches_the_oracle(void **unused)
 {
     (void)unused;
-    need(8);
+    skip_without_gpu();
     for (size_t i = 0; i < COUNT(any_shapes); i++) {
         match_oracle(&any_shapes[i], i, RA_F32, false);
         match_oracle(&any_shapes[i], i, RA_BF16, false);
@@ -374,7 +337,7 @@ static void the_complete_kernel_matches_the_oracle(void **unused)
 static void the_hopper_kernel_matches_the_oracle(void **unused)
 {
     (void)unused;
-    need(9);
+    skip_without_hopper();
     for (size_t i = 0; i < COUNT(hopper_shapes); i++) {
         match_oracle(&hopper_shapes[i], i, RA_BF16, true);
     }
@@ -387,7 +350,7 @@ static void every_kernel(visit_t *visit)
     for (size_t i = 0; i < COUNT(any_shapes); i++) {
         visit(&any_shapes[i], i % 2 == 0 ? RA_F32 : RA_BF16, false);
     }
-    for (size_t i = 0; major_version() == 9 && i < COUNT(hopper_shapes); i++) {
+    for (size_t i = 0; cuda_major_version() == 9 && i < COUNT(hopper_shapes); i++) {
         visit(&hopper_shapes[i], RA_BF16, true);
     }
 }
@@ -400,8 +363,8 @@ static void repeat(const shape_t *shape, ra_dtype_t dtype, bool hopper)
     launch(&p, hopper, false);
     float *o = get(p.d_o, p.o_count, dtype), *state = get(p.d_state_out, states, RA_F32);
     for (int i = 0; i < 4; i++) {
-        ok(cudaMemset(p.d_o, 0xFF, (size_t)(p.o_count * ra_dtype_bytes(dtype))));
-        ok(cudaMemset(p.d_state_out, 0xFF, (size_t)states * 4));
+        cuda_ok(cudaMemset(p.d_o, 0xFF, (size_t)(p.o_count * ra_dtype_bytes(dtype))));
+        cuda_ok(cudaMemset(p.d_state_out, 0xFF, (size_t)states * 4));
         launch(&p, hopper, false);
         float *again = get(p.d_o, p.o_count, dtype), *later = get(p.d_state_out, states, RA_F32);
         assert_same_bits(o, again, p.o_count, "o again");
@@ -417,7 +380,7 @@ static void repeat(const shape_t *shape, ra_dtype_t dtype, bool hopper)
 static void repeats_give_the_same_bits(void **unused)
 {
     (void)unused;
-    need(8);
+    skip_without_gpu();
     every_kernel(repeat);
 }
 
@@ -442,7 +405,7 @@ static void summarise(const shape_t *shape, ra_dtype_t dtype, bool hopper)
 static void summarise_gives_the_state_bits_of_forward(void **unused)
 {
     (void)unused;
-    need(8);
+    skip_without_gpu();
     every_kernel(summarise);
 }
 
@@ -476,7 +439,7 @@ static void on_values(const shape_t *shape, ra_dtype_t dtype, bool hopper)
 static void outputs_may_lie_on_their_values(void **unused)
 {
     (void)unused;
-    need(8);
+    skip_without_gpu();
     every_kernel(on_values);
 }
 
@@ -505,7 +468,7 @@ static void in_place(const shape_t *shape, ra_dtype_t dtype, bool hopper)
 static void a_state_may_be_carried_in_place(void **unused)
 {
     (void)unused;
-    need(8);
+    skip_without_gpu();
     every_kernel(in_place);
 }
 
@@ -537,15 +500,15 @@ static void alone(const shape_t *shape, ra_dtype_t dtype, bool hopper)
 static void a_segment_does_not_see_its_neighbours(void **unused)
 {
     (void)unused;
-    need(8);
+    skip_without_gpu();
     every_kernel(alone);
 }
 
 static void an_empty_segment_passes_its_state_on(void **unused)
 {
     (void)unused;
-    need(8);
-    for (int hopper = 0; hopper <= (major_version() == 9); hopper++) {
+    skip_without_gpu();
+    for (int hopper = 0; hopper <= (cuda_major_version() == 9); hopper++) {
         problem_t p;
         make(&p, &hopper_shapes[5], RA_BF16);
         p.gpu_segments[0].row_count = 0;
@@ -566,7 +529,7 @@ static void an_empty_segment_passes_its_state_on(void **unused)
 static void a_summary_carries_any_state_over_its_segment(void **unused)
 {
     (void)unused;
-    need(8);
+    skip_without_gpu();
     shape_t shape = {3, 64, 32, {150}, -0.02F, false, true, 0};
     problem_t p;
     make(&p, &shape, RA_F32);
@@ -575,7 +538,7 @@ static void a_summary_carries_any_state_over_its_segment(void **unused)
     for (int h = 0; h < 3; h++) {
         total[h] = 150 * p.decay[h];
     }
-    void *d_total = device(sizeof(total));
+    void *d_total = device_array(sizeof(total), NULL);
     put(d_total, total, 3, RA_F32);
     p.gpu_segments[0].state_in = NULL;
     launch(&p, false, true);
@@ -594,7 +557,7 @@ static void a_summary_carries_any_state_over_its_segment(void **unused)
 static void the_table_prefers_the_hopper_kernel(void **unused)
 {
     (void)unused;
-    need(9);
+    skip_without_hopper();
     problem_t direct, by_table;
     const ra_linear_kernel_t *kernel;
     ra_device_t *gpu;
@@ -625,14 +588,14 @@ static void the_table_prefers_the_hopper_kernel(void **unused)
 static void what_the_hopper_kernel_lacks_is_refused(void **unused)
 {
     (void)unused;
-    need(9);
+    skip_without_hopper();
     problem_t p;
     make(&p, &hopper_shapes[3], RA_BF16);
     ra_linear_args_t args = p.gpu;
     args.q_stride++;
     assert_int_equal(ra_linear_sm90_launch(&args, false, 0, NULL), RA_ERR_UNSUPPORTED);
     assert_int_equal(ra_linear_sm90_launch(&args, true, 0, NULL), RA_OK); /* q is not touched */
-    ok(cudaDeviceSynchronize());
+    cuda_ok(cudaDeviceSynchronize());
     args = p.gpu;
     args.dtype = RA_F32;
     assert_false(ra_linear_sm90_fits(&args));

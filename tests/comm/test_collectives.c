@@ -1,5 +1,5 @@
 /* Collectives over every transport row and 1 to 8 ranks. */
-#include "tests/comm/gpu_ranks.h"
+#include "tests/comm/device_ranks.h"
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -167,7 +167,7 @@ static ra_status_t disagree(ra_comm_t *comm, void *arg)
 static void ranks_that_disagree_on_a_size_fail(void **state)
 {
     (void)state;
-    assert_int_equal(ra_ranks_run("auto", 2, disagree, NULL), RA_ERR_INVALID);
+    assert_int_equal(checked_ranks_run("auto", 2, disagree, NULL), RA_ERR_INVALID);
 }
 
 static ra_status_t leave_alone(ra_comm_t *comm, void *arg)
@@ -186,7 +186,7 @@ static void a_collective_ends_when_a_rank_fails(void **state)
 {
     (void)state;
     for (int ranks = 2; ranks <= RANKS_MOST; ranks++) {
-        assert_int_equal(ra_ranks_run("auto", ranks, leave_alone, NULL), RA_ERR_NOMEM);
+        assert_int_equal(checked_ranks_run("auto", ranks, leave_alone, NULL), RA_ERR_NOMEM);
         assert_string_equal(ra_last_error(), "no memory for rank 1");
     }
 }

@@ -1,6 +1,6 @@
 /* Device memory over the transports that move it, in stream order. Skipped where no GPU is. */
 #include "base/clock.h"
-#include "tests/comm/gpu_ranks.h"
+#include "tests/comm/device_ranks.h"
 #include <stdlib.h>
 #include <time.h>
 
@@ -11,7 +11,7 @@ static bool is_peer(void)
     return strcmp(row, "peer") == 0;
 }
 
-static void run_on(int ranks, gpu_rank_func_t func, void *arg)
+static void run_on(int ranks, device_rank_func_t func, void *arg)
 {
     if (!gpu_row_can_run(row, ranks)) {
         print_message("%s: not run with %d ranks on %d GPUs\n", row, ranks, gpu_count());

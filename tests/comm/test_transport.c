@@ -1,6 +1,6 @@
 /* What every row of the transport table must do. */
 #include "base/clock.h"
-#include "tests/comm/gpu_ranks.h"
+#include "tests/comm/device_ranks.h"
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>

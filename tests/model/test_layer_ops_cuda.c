@@ -1,123 +1,13 @@
 /* Mirrors model/layer_ops.h on a GPU; the oracles are the header's formulas in double. bf16
  * activations are rounded before both sides see them, and an output may be off by one rounding. */
-#include "base/dtype.h"
 #include "model/layer_ops.h"
-#include "tests/test_support.h"
-
-#include <stdlib.h>
+#include "tests/model/gpu_arrays.h"
 #include <string.h>
 
 enum { ROWS = 37 };
 static const double eps = 1e-6;
 /* Half a unit in the last place of 8 bits, and what fp32 adds to it. */
 static const double bf16_relative = 0x1p-8 + 4e-6;
-
-static ra_device_t *device;
-static ra_stream_t *stream;
-
-static void ok(ra_status_t status)
-{
-    assert_int_equal(status, RA_OK);
-}
-
-static int open_gpu(void **state)
-{
-    (void)state;
-    ra_status_t status = ra_device_open("cuda", 0, NULL, &device);
-    if (status == RA_ERR_UNSUPPORTED) {
-        device = NULL; /* every test skips */
-        return 0;
-    }
-    return status == RA_OK && ra_stream_create(device, &stream) == RA_OK ? 0 : -1;
-}
-
-static int close_gpu(void **state)
-{
-    (void)state;
-    ra_stream_destroy(stream);
-    ra_device_close(device);
-    return 0;
-}
-
-static void need_gpu(void)
-{
-    if (device == NULL) {
-        skip();
-    }
-}
-
-/* An array on the host in fp32 and on the device in its own type. */
-typedef struct array {
-    float *host;
-    char *gpu;
-    int64_t n;
-    ra_dtype_t dtype;
-} array_t;
-
-static void upload(const array_t *a)
-{
-    char *bytes = malloc((size_t)a->n * 4 + 1);
-    assert_non_null(bytes);
-    for (int64_t i = 0; i < a->n; i++) {
-        if (a->dtype == RA_BF16) {
-            ((uint16_t *)bytes)[i] = ra_bf16_from_f32(a->host[i]);
-        } else {
-            ((float *)bytes)[i] = a->host[i];
-        }
-    }
-    ok(ra_stream_copy(stream, a->gpu, bytes, a->n * ra_dtype_bytes(a->dtype)));
-    ok(ra_stream_sync(stream));
-    free(bytes);
-}
-
-static void download(const array_t *a)
-{
-    char *bytes = malloc((size_t)a->n * 4 + 1);
-    assert_non_null(bytes);
-    ok(ra_stream_copy(stream, bytes, a->gpu, a->n * ra_dtype_bytes(a->dtype)));
-    ok(ra_stream_sync(stream));
-    for (int64_t i = 0; i < a->n; i++) {
-        a->host[i] =
-            a->dtype == RA_BF16 ? ra_bf16_to_f32(((uint16_t *)bytes)[i]) : ((float *)bytes)[i];
-    }
-    free(bytes);
-}
-
-/* n elements, uniform in [low, high), rounded to the type; low > high: poisoned. */
-static array_t make(int64_t n, ra_dtype_t dtype, uint64_t *seed, float low, float high)
-{
-    array_t a = {.host = malloc((size_t)n * sizeof(float) + 1), .n = n, .dtype = dtype};
-    void *memory;
-    assert_non_null(a.host);
-    if (low > high) {
-        test_poison(a.host, n);
-    } else {
-        test_fill(a.host, n, seed, low, high);
-    }
-    for (int64_t i = 0; dtype == RA_BF16 && i < n; i++) {
-        a.host[i] = ra_bf16_to_f32(ra_bf16_from_f32(a.host[i]));
-    }
-    ok(ra_device_alloc(device, n * ra_dtype_bytes(dtype), &memory));
-    a.gpu = memory;
-    upload(&a);
-    return a;
-}
-
-static array_t poisoned(int64_t n, ra_dtype_t dtype)
-{
-    return make(n, dtype, NULL, 1, 0);
-}
-
-static void drop(array_t *a)
-{
-    ra_device_free(device, a->gpu);
-    free(a->host);
-}
-
-static void *at(const array_t *a, int64_t element)
-{
-    return a->gpu + element * ra_dtype_bytes(a->dtype);
-}
 
 /* Rows of an output against the oracle [rows, channels]; what lies between rows is untouched. */
 static void compare(const array_t *got, int64_t stride, const double *want, int64_t rows,
@@ -161,7 +51,7 @@ static const ra_dtype_t types[] = {RA_F32, RA_BF16};
 
 static void on_every_shape(void (*check)(int64_t n, int64_t padding, ra_dtype_t act))
 {
-    need_gpu();
+    skip_without_gpu();
     for (size_t w = 0; w < sizeof(widths) / sizeof(*widths); w++) {
         for (size_t p = 0; p < sizeof(paddings) / sizeof(*paddings); p++) {
             for (size_t t = 0; t < sizeof(types) / sizeof(*types); t++) {
@@ -234,7 +124,6 @@ static void check_heads(int64_t n, int64_t rotary, int64_t padding, ra_dtype_t a
     array_t table = poisoned(ROWS * rotary, RA_F32), y[PARTS];
     double *want = doubles(ROWS * 9 * n), inv_freq[512];
     int64_t positions[ROWS];
-    void *gpu_positions;
     ra_op_heads_t part[PARTS];
 
     for (int64_t i = 0; i < half; i++) {
@@ -260,8 +149,7 @@ static void check_heads(int64_t n, int64_t rotary, int64_t padding, ra_dtype_t a
             }
         }
     }
-    ok(ra_device_alloc(device, (int64_t)sizeof(positions), &gpu_positions));
-    ok(ra_stream_copy(stream, gpu_positions, positions, (int64_t)sizeof(positions)));
+    void *gpu_positions = on_gpu(positions, (int64_t)sizeof(positions));
     ok(ra_op_rope_table(gpu_positions, ROWS, inv_freq, rotary, 1.25, (float *)table.gpu, stream));
     ok(ra_op_head_norm_rope(part, PARTS, ROWS, n, eps, (float *)table.gpu, rotary, act, stream));
     for (int p = 0; p < PARTS; p++) {
@@ -292,7 +180,7 @@ static void heads_are_normed_and_rotated_by_the_formula(void **state)
                                         {80, 40},  {96, 96},  {100, 50}, {128, 64},  {128, 128},
                                         {256, 64}, {256, 80}, {33, 10},  {520, 400}, {264, 64}};
     (void)state;
-    need_gpu();
+    skip_without_gpu();
     for (size_t i = 0; i < sizeof(shapes) / sizeof(*shapes); i++) {
         for (size_t p = 0; p < sizeof(paddings) / sizeof(*paddings); p++) {
             for (size_t t = 0; t < sizeof(types) / sizeof(*types); t++) {
@@ -398,7 +286,6 @@ static void check_embed(int64_t n, int64_t padding, ra_dtype_t dtype)
     array_t x = poisoned(ROWS * stride, RA_F32);
     double *want = doubles(ROWS * n);
     int32_t tokens[ROWS];
-    void *gpu_tokens;
 
     for (int64_t r = 0; r < ROWS; r++) {
         tokens[r] = (int32_t)(test_random_u64(&seed) % VOCABULARY);
@@ -406,8 +293,7 @@ static void check_embed(int64_t n, int64_t padding, ra_dtype_t dtype)
             want[r * n + i] = table.host[tokens[r] * n + i];
         }
     }
-    ok(ra_device_alloc(device, (int64_t)sizeof(tokens), &gpu_tokens));
-    ok(ra_stream_copy(stream, gpu_tokens, tokens, (int64_t)sizeof(tokens)));
+    void *gpu_tokens = on_gpu(tokens, (int64_t)sizeof(tokens));
     ra_tensor_t view = ra_tensor_view(table.gpu, dtype, 2, extent);
     ok(ra_op_embed(&view, gpu_tokens, ROWS, (float *)x.gpu, stride, stream));
     download(&x);
@@ -433,7 +319,6 @@ static void check_lse(int64_t n, int64_t padding)
     array_t picked = poisoned(ROWS, RA_F32), got = poisoned(ROWS, RA_F32);
     double want[ROWS];
     int32_t target[ROWS];
-    void *gpu_target;
 
     for (int64_t r = 0; r < ROWS; r++) {
         double sum = 0;
@@ -445,8 +330,7 @@ static void check_lse(int64_t n, int64_t padding)
     }
     target[3] = -1; /* not scored */
     want[3] = 0;
-    ok(ra_device_alloc(device, (int64_t)sizeof(target), &gpu_target));
-    ok(ra_stream_copy(stream, gpu_target, target, (int64_t)sizeof(target)));
+    void *gpu_target = on_gpu(target, (int64_t)sizeof(target));
     ok(ra_op_lse_reset((float *)m.gpu, (float *)l.gpu, (float *)picked.gpu, ROWS, stream));
     for (int b = 0; b < 2; b++) {
         ok(ra_op_lse_fold((float *)z[b].gpu, stride, ROWS, n, b * n, gpu_target, (float *)m.gpu,
@@ -463,7 +347,7 @@ static void check_lse(int64_t n, int64_t padding)
 static void log_sum_exp_over_vocabulary_blocks_matches_one_sum(void **state)
 {
     (void)state;
-    need_gpu();
+    skip_without_gpu();
     for (size_t w = 0; w < sizeof(widths) / sizeof(*widths); w++) {
         check_lse(widths[w], 0);
         check_lse(widths[w], 3);
@@ -498,7 +382,7 @@ static void a_vocabulary_row_sums_to_one(void **state)
     static float logits[VOCABULARY];
     uint64_t seed = 8;
     double mass = 0;
-    need_gpu();
+    skip_without_gpu();
     test_fill(logits, VOCABULARY, &seed, -20, 5);
     array_t row = vocabulary_row(logits, VOCABULARY, 1024);
     for (int j = 0; j < VOCABULARY; j++) {
@@ -512,7 +396,7 @@ static void a_nan_logit_gives_nan_and_minus_infinity_no_mass(void **state)
 {
     (void)state;
     float logits[70] = {0};
-    need_gpu();
+    skip_without_gpu();
     logits[40] = NAN;
     array_t row = vocabulary_row(logits, 70, 35);
     assert_true(isnan(row.host[0]) && isnan(row.host[69]));
@@ -530,7 +414,7 @@ static void routing_gaps_fold_to_the_least(void **state)
     (void)state;
     enum { N = 5000 };
     uint64_t seed = 9;
-    need_gpu();
+    skip_without_gpu();
     array_t a = make(N, RA_F32, &seed, 0, 1), b = make(N, RA_F32, &seed, 0, 1);
     array_t least = poisoned(N, RA_F32);
     ok(ra_op_fill((float *)least.gpu, N, INFINITY, stream));
@@ -547,7 +431,7 @@ static void no_rows_are_no_work(void **state)
 {
     (void)state;
     ra_op_heads_t part = {.heads = 2};
-    need_gpu();
+    skip_without_gpu();
     ok(ra_op_rms_norm(NULL, 8, 0, 8, NULL, eps, NULL, 8, RA_BF16, stream));
     ok(ra_op_head_norm_rope(&part, 1, 0, 8, eps, NULL, 8, RA_BF16, stream));
     ok(ra_op_lse_fold(NULL, 8, 0, 8, 0, NULL, NULL, NULL, NULL, stream));
@@ -557,7 +441,7 @@ static void no_rows_are_no_work(void **state)
 static void other_types_are_refused(void **state)
 {
     (void)state;
-    need_gpu();
+    skip_without_gpu();
     assert_int_equal(ra_op_silu_mul(NULL, 8, NULL, 8, 1, 8, RA_F16, stream), RA_ERR_UNSUPPORTED);
     assert_int_equal(ra_op_rms_norm(NULL, 8, 1, 8, NULL, eps, NULL, 8, RA_F64, stream),
                      RA_ERR_UNSUPPORTED);

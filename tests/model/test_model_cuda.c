@@ -4,7 +4,7 @@
  * and now and then another expert; what is held is that errors are no larger in the mean than 1.5
  * times those of PyTorch in bf16 and have no direction. Observed values are printed.
  */
-#include "base/device.h"
+#include "tests/gpu_support.h"
 #include "tests/model/golden_support.h"
 
 static const char *const models[] = {"tests/goldens/ring_linear",
@@ -12,15 +12,6 @@ static const char *const models[] = {"tests/goldens/ring_linear",
 /* Mean error of a PyTorch bf16 run of the same formulas on one H200, experts chosen freely. */
 static const double torch_bf16[] = {0.0357, 0.0567};
 enum { TILE = 16, RANKS_MOST = 3 };
-
-static void skip_without_gpu(void)
-{
-    int count;
-    if (ra_device_count("cuda", &count) != RA_OK) {
-        print_message("no GPU: nothing was run\n");
-        skip();
-    }
-}
 
 static ra_session_options_t options_of(const char *dir, int ranks, const char *dtype)
 {

@@ -1,38 +1,8 @@
 /* The CUDA kernels of moe/ one by one, against loops in double and the CPU router. */
 #include "moe/experts_cuda.h"
-#include "tests/test_support.h"
-#include <cuda_runtime_api.h>
+#include "tests/cuda_support.h"
 #include <stdbool.h>
-#include <stdlib.h>
 #include <string.h>
-
-/* Device memory, poisoned with NaN of every type, or a copy of host memory. */
-static void *device_array(size_t bytes, const void *from)
-{
-    void *memory = NULL;
-    assert_int_equal(cudaMalloc(&memory, bytes > 0 ? bytes : 1), cudaSuccess);
-    assert_int_equal(cudaMemset(memory, 0xFF, bytes), cudaSuccess);
-    if (from != NULL) {
-        assert_int_equal(cudaMemcpy(memory, from, bytes, cudaMemcpyHostToDevice), cudaSuccess);
-    }
-    return memory;
-}
-
-/* Copies and frees. */
-static void *host_array(void *memory, size_t bytes)
-{
-    void *host = malloc(bytes > 0 ? bytes : 1);
-    assert_non_null(host);
-    assert_int_equal(cudaMemcpy(host, memory, bytes, cudaMemcpyDeviceToHost), cudaSuccess);
-    assert_int_equal(cudaFree(memory), cudaSuccess);
-    return host;
-}
-
-static bool no_gpu(void)
-{
-    int count = 0;
-    return cudaGetDeviceCount(&count) != cudaSuccess || count == 0;
-}
 
 /* ---- router -------------------------------------------------------------------------------- */
 
@@ -116,9 +86,7 @@ static void compare_choices(const ra_router_t *router, bool with_bias)
 static void choices_and_weights_are_those_of_the_cpu_bit_for_bit(void **unused)
 {
     (void)unused;
-    if (no_gpu()) {
-        skip();
-    }
+    skip_without_gpu();
     for (size_t i = 0; i < sizeof(routers) / sizeof(routers[0]); i++) {
         compare_choices(&routers[i], false);
         compare_choices(&routers[i], true);
@@ -203,9 +171,7 @@ static void sort_once(int64_t rows, int32_t k, int32_t experts, int32_t first, i
 static void slots_are_sorted_by_expert_and_then_by_token(void **unused)
 {
     (void)unused;
-    if (no_gpu()) {
-        skip();
-    }
+    skip_without_gpu();
     static const int64_t rows[] = {0, 1, 31, 128, 129, 1000};
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         sort_once(rows[i], 8, 256, 0, 256, 0);
@@ -395,20 +361,10 @@ static void run_product(product_t p)
     free(results[1]);
 }
 
-static bool is_hopper(void)
-{
-    int major = 0;
-    return !no_gpu() &&
-           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess &&
-           major == 9;
-}
-
 static void hopper_products_equal_the_loop(void **unused)
 {
     (void)unused;
-    if (!is_hopper()) {
-        skip();
-    }
+    skip_without_hopper();
     static const int64_t sizes[][2] = {{128, 64},  {8, 8},     {136, 72}, {64, 264},
                                        {256, 320}, {264, 512}, {520, 128}};
     for (size_t s = 0; s < sizeof(sizes) / sizeof(sizes[0]); s++) {
@@ -433,9 +389,7 @@ static void hopper_products_equal_the_loop(void **unused)
 static void portable_products_equal_the_loop(void **unused)
 {
     (void)unused;
-    if (no_gpu()) {
-        skip();
-    }
+    skip_without_gpu();
     static const int64_t sizes[][2] = {{1, 1}, {17, 50}, {64, 33}, {136, 128}};
     for (size_t s = 0; s < sizeof(sizes) / sizeof(sizes[0]); s++) {
         for (int variant = 0; variant < 12; variant++) {
@@ -456,9 +410,7 @@ static void portable_products_equal_the_loop(void **unused)
 static void hopper_products_refuse_what_they_cannot_read(void **unused)
 {
     (void)unused;
-    if (!is_hopper()) {
-        skip();
-    }
+    skip_without_hopper();
     ra_moe_cuda_gemm_t call = {.dtype = RA_BF16,
                                .y_dtype = RA_BF16,
                                .x_rows = 1,
@@ -539,9 +491,7 @@ static void combine_once(ra_dtype_t dtype, int64_t rows, int64_t hidden, int32_t
 static void results_are_summed_in_the_order_of_the_slots(void **unused)
 {
     (void)unused;
-    if (no_gpu()) {
-        skip();
-    }
+    skip_without_gpu();
     for (int variant = 0; variant < 8; variant++) {
         ra_dtype_t dtype = variant & 1 ? RA_BF16 : RA_F32;
         combine_once(dtype, 37, 264, 8, variant & 2, variant & 4);

@@ -178,28 +178,15 @@ static void a_row_that_is_not_finite_stays_alone(void **unused)
     moe_layer_destroy(layer);
 }
 
-/* Rows of rank r of n, some ranks without any. */
-static int64_t rows_of(int64_t rows, int ranks, int rank)
-{
-    int64_t uneven = rank % 3 == 1 && ranks > 2 ? 0 : rows / ranks + rank;
-    return uneven;
-}
-
-typedef struct world {
-    call_t call;
-    const float *want_y, *want_gap;
-    float *y, *gap;
-} world_t;
-
 static ra_status_t rank_main(ra_comm_t *comm, void *arg)
 {
-    world_t *world = arg;
-    int64_t stride = world->call.layer->ref.shape.hidden + PAD, begin = 0;
+    const call_t *all = arg;
+    int64_t stride = all->layer->ref.shape.hidden + PAD, begin = 0;
     for (int r = 0; r < ra_comm_rank(comm); r++) {
-        begin += rows_of(world->call.rows, ra_comm_size(comm), r);
+        begin += moe_rows_of_rank(all->rows, ra_comm_size(comm), r);
     }
-    call_t call = world->call;
-    call.rows = rows_of(world->call.rows, ra_comm_size(comm), ra_comm_rank(comm));
+    call_t call = *all;
+    call.rows = moe_rows_of_rank(all->rows, ra_comm_size(comm), ra_comm_rank(comm));
     call.x += begin * stride;
     call.y += begin * stride;
     call.gap += begin;
@@ -213,7 +200,7 @@ static void expert_parallel(const ra_moe_shape_t *shape, int ranks, int64_t tile
     moe_layer_t *layer = moe_layer_create(shape, RA_F32, RA_F32);
     int64_t rows = 0;
     for (int r = 0; r < ranks; r++) {
-        rows += rows_of(60, ranks, r);
+        rows += moe_rows_of_rank(60, ranks, r);
     }
     int64_t count = rows * (shape->hidden + PAD);
     float *x = moe_random_floats(count, &seed, 1);
@@ -222,21 +209,16 @@ static void expert_parallel(const ra_moe_shape_t *shape, int ranks, int64_t tile
     call_t call = {
         .layer = layer, .gemm = "packed", .rows = rows, .x = x, .y = want, .gap = want_gap};
     assert_int_equal(run_call(&call, NULL), RA_OK);
-    world_t world = {.call = call};
-    world.call.rows = 60;
-    world.call.tile_rows = tile_rows;
-    world.call.y = got;
-    world.call.gap = gap;
-    world.call.pool = pool;
+    call_t all = call;
+    all.rows = 60;
+    all.tile_rows = tile_rows;
+    all.y = got;
+    all.gap = gap;
+    all.pool = pool;
     test_poison(gap, rows);
-    assert_int_equal(ra_ranks_run("local", ranks, rank_main, &world), RA_OK);
+    assert_int_equal(ra_ranks_run("local", ranks, rank_main, &all), RA_OK);
     assert_memory_equal(gap, want_gap, (size_t)rows * sizeof(float));
-    for (int64_t i = 0; i < count; i++) {
-        if (memcmp(&got[i], &want[i], sizeof(float)) != 0 && !(isnan(got[i]) && isnan(want[i]))) {
-            fail_msg("%d ranks, y [%lld]: %.9g, replicated %.9g", ranks, (long long)i,
-                     (double)got[i], (double)want[i]);
-        }
-    }
+    moe_same_bits(got, want, count, ranks, shape->hidden);
     free(x);
     free(want);
     free(want_gap);

@@ -2,6 +2,7 @@
 #include "base/device_cuda.h"
 #include "comm/ranks.h"
 #include "moe/moe.h"
+#include "tests/gpu_support.h"
 #include "tests/moe/moe_layer.h"
 #include <stdlib.h>
 #include <string.h>
@@ -13,12 +14,6 @@ static const ra_moe_shape_t shapes[] = {
     {128, 200, 72, {12, 5, 3, 2, true, 1}},  {50, 17, 9, {8, 2, 1, 1, true, 1}},
     {32, 16, 0, {5, 3, 1, 1, false, 1}},     {192, 64, 64, {64, 1, 8, 4, true, 1}},
 };
-
-static bool no_gpu(void)
-{
-    int count = 0;
-    return ra_device_count("cuda", &count) != RA_OK || count == 0;
-}
 
 /* One call on one rank: x bf16 values in fp32; y and gap are poisoned unless accumulated to. */
 typedef struct call {
@@ -196,9 +191,7 @@ static void compare_shape(const ra_moe_shape_t *shape, ra_dtype_t dtype, ra_dtyp
 static void forward_equals_the_dense_loop(void **unused)
 {
     (void)unused;
-    if (no_gpu()) {
-        skip();
-    }
+    skip_without_gpu();
     for (size_t s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++) {
         compare_shape(&shapes[s], RA_F32, RA_F32, RA_F32);
         compare_shape(&shapes[s], RA_F32, RA_BF16, RA_BF16);
@@ -211,9 +204,7 @@ static void forward_equals_the_dense_loop(void **unused)
 static void a_published_size_equals_the_dense_loop(void **unused)
 {
     (void)unused;
-    if (no_gpu()) {
-        skip();
-    }
+    skip_without_gpu();
     const ra_moe_shape_t shape = {2048, 512, 512, {16, 4, 4, 2, true, 2.5F}};
     moe_layer_t *layer = moe_layer_create(&shape, RA_BF16, RA_BF16);
     uint64_t seed = 9;
@@ -239,9 +230,7 @@ static void a_published_size_equals_the_dense_loop(void **unused)
 static void accumulating_adds_to_what_is_there(void **unused)
 {
     (void)unused;
-    if (no_gpu()) {
-        skip();
-    }
+    skip_without_gpu();
     for (int d = 0; d < 2; d++) {
         uint64_t seed = 3;
         moe_layer_t *layer = moe_layer_create(&shapes[1], RA_BF16, RA_BF16);
@@ -275,9 +264,7 @@ static void accumulating_adds_to_what_is_there(void **unused)
 static void a_row_that_is_not_finite_stays_alone(void **unused)
 {
     (void)unused;
-    if (no_gpu()) {
-        skip();
-    }
+    skip_without_gpu();
     uint64_t seed = 3;
     moe_layer_t *layer = moe_layer_create(&shapes[1], RA_BF16, RA_BF16);
     int64_t rows = 9, hidden = shapes[1].hidden, stride = hidden + PAD;
@@ -301,25 +288,15 @@ static void a_row_that_is_not_finite_stays_alone(void **unused)
     moe_layer_destroy(layer);
 }
 
-/* Rows of rank r of n, some ranks without any. */
-static int64_t rows_of(int64_t rows, int ranks, int rank)
-{
-    return rank % 3 == 1 && ranks > 2 ? 0 : rows / ranks + rank;
-}
-
-typedef struct world {
-    call_t call;
-} world_t;
-
 static ra_status_t rank_main(ra_comm_t *comm, void *arg)
 {
-    const world_t *world = arg;
-    int64_t stride = world->call.layer->ref.shape.hidden + PAD, begin = 0;
+    const call_t *all = arg;
+    int64_t stride = all->layer->ref.shape.hidden + PAD, begin = 0;
     for (int r = 0; r < ra_comm_rank(comm); r++) {
-        begin += rows_of(world->call.rows, ra_comm_size(comm), r);
+        begin += moe_rows_of_rank(all->rows, ra_comm_size(comm), r);
     }
-    call_t call = world->call;
-    call.rows = rows_of(world->call.rows, ra_comm_size(comm), ra_comm_rank(comm));
+    call_t call = *all;
+    call.rows = moe_rows_of_rank(all->rows, ra_comm_size(comm), ra_comm_rank(comm));
     call.x += begin * stride;
     call.y += begin * stride;
     call.gap += begin;
@@ -333,7 +310,7 @@ static void expert_parallel(const ra_moe_shape_t *shape, ra_dtype_t dtype, int r
     moe_layer_t *layer = moe_layer_create(shape, RA_BF16, RA_BF16);
     int64_t rows = 0;
     for (int r = 0; r < ranks; r++) {
-        rows += rows_of(200, ranks, r);
+        rows += moe_rows_of_rank(200, ranks, r);
     }
     int64_t count = rows * (shape->hidden + PAD);
     call_t call = {.layer = layer,
@@ -343,34 +320,26 @@ static void expert_parallel(const ra_moe_shape_t *shape, ra_dtype_t dtype, int r
                    .y = moe_random_floats(count, &seed, 1),
                    .gap = moe_random_floats(rows, &seed, 1)};
     assert_int_equal(run_call(&call, NULL), RA_OK);
-    world_t world = {.call = call};
-    world.call.rows = 200;
-    world.call.tile_rows = tile_rows;
-    world.call.y = moe_random_floats(count, &seed, 1);
-    world.call.gap = moe_random_floats(rows, &seed, 1);
-    assert_int_equal(ra_ranks_run("peer", ranks, rank_main, &world), RA_OK);
-    assert_memory_equal(world.call.gap, call.gap, (size_t)rows * sizeof(float));
-    for (int64_t i = 0; i < count; i++) {
-        float got = world.call.y[i], want = call.y[i];
-        if (memcmp(&got, &want, sizeof(float)) != 0 && !(isnan(got) && isnan(want))) {
-            fail_msg("%d ranks, hidden %d, y [%lld]: %.9g, replicated %.9g", ranks,
-                     (int)shape->hidden, (long long)i, (double)got, (double)want);
-        }
-    }
+    call_t all = call;
+    all.rows = 200;
+    all.tile_rows = tile_rows;
+    all.y = moe_random_floats(count, &seed, 1);
+    all.gap = moe_random_floats(rows, &seed, 1);
+    assert_int_equal(ra_ranks_run("peer", ranks, rank_main, &all), RA_OK);
+    assert_memory_equal(all.gap, call.gap, (size_t)rows * sizeof(float));
+    moe_same_bits(all.y, call.y, count, ranks, shape->hidden);
     free((void *)(uintptr_t)call.x);
     free(call.y);
     free(call.gap);
-    free(world.call.y);
-    free(world.call.gap);
+    free(all.y);
+    free(all.gap);
     moe_layer_destroy(layer);
 }
 
 static void expert_parallel_gives_the_bits_of_replicated(void **unused)
 {
     (void)unused;
-    if (no_gpu()) {
-        skip();
-    }
+    skip_without_gpu();
     static const int rank_counts[] = {1, 2, 3};
     for (size_t r = 0; r < sizeof(rank_counts) / sizeof(rank_counts[0]); r++) {
         for (size_t s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++) {

@@ -13,12 +13,43 @@
 
 enum { DOCUMENTS_MOST = 5 };
 
+/** What rings are tried with; GPUs, which ranks may have to share, with the first few. */
+enum { RANK_COUNTS = 5, GPU_RANK_COUNTS = 4 };
+static const int rank_counts[RANK_COUNTS] = {1, 2, 3, 4, 7};
+static const ra_layout_kind_t layout_kinds[] = {RA_LAYOUT_CONTIGUOUS, RA_LAYOUT_ZIGZAG};
+
 /** Documents by a number of their own; tokens [0, first) are a cached prefix. */
 typedef struct pack {
     int64_t count;
     int name[DOCUMENTS_MOST];
     ra_document_t documents[DOCUMENTS_MOST];
 } pack_t;
+
+/** Rows of all documents. */
+static inline int64_t pack_rows(const pack_t *pack)
+{
+    int64_t rows = 0;
+    for (int64_t d = 0; d < pack->count; d++) {
+        rows += pack->documents[d].count;
+    }
+    return rows;
+}
+
+/** Number in @a pack of the document called @a name, which it has. */
+static inline int64_t pack_find(const pack_t *pack, int name)
+{
+    int64_t d = 0;
+    while (pack->name[d] != name) {
+        d++;
+    }
+    return d;
+}
+
+/** One document of @a pack, alone. */
+static inline pack_t pack_alone(const pack_t *pack, int64_t d)
+{
+    return (pack_t){.count = 1, .name = {pack->name[d]}, .documents = {pack->documents[d]}};
+}
 
 /** Row of @a width values in [-1, 1) of one token; @a stream tells q, k, v and others apart. */
 static inline void value_row(int name, int stream, int64_t position, int64_t width, float *row)

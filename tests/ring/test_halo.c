@@ -1,7 +1,7 @@
 /* Every row before every run, under any layout: each value tells where it came from. */
 #include "ring/gather.h"
 #include "ring/halo.h"
-#include "tests/comm/ranks_check.h"
+#include "tests/comm/device_ranks.h"
 #include "tests/ring/ring_values.h"
 #include <string.h>
 
@@ -60,8 +60,9 @@ static ra_status_t check_rows(ra_comm_t *comm, const halo_case_t *c, const ra_ha
     return RA_OK;
 }
 
-static ra_status_t fetch_rows(ra_comm_t *comm, ra_stream_t *stream, const halo_case_t *c)
+static ra_status_t fetch(ra_comm_t *comm, ra_stream_t *stream, void *arg)
 {
+    const halo_case_t *c = arg;
     int rank = ra_comm_rank(comm);
     ra_halo_t *halo = NULL;
     RA_TRY(ra_halo_create(comm, stream, c->layout, c->prefix, c->before, c->align, PLANES, &halo));
@@ -95,22 +96,6 @@ static ra_status_t fetch_rows(ra_comm_t *comm, ra_stream_t *stream, const halo_c
     return status;
 }
 
-static ra_status_t fetch(ra_comm_t *comm, void *arg)
-{
-    ra_device_t *device = NULL;
-    ra_stream_t *stream = NULL;
-    RA_TRY(ra_device_open("cpu", 0, NULL, &device));
-    ra_status_t status = ra_stream_create(device, &stream);
-    if (status == RA_OK) {
-        status = fetch_rows(comm, stream, arg);
-    }
-    ra_stream_destroy(stream);
-    ra_device_close(device);
-    return status;
-}
-
-static const ra_layout_kind_t kinds[] = {RA_LAYOUT_CONTIGUOUS, RA_LAYOUT_ZIGZAG};
-
 static void fetch_everywhere(const ra_document_t *documents, int64_t count, bool with_prefix)
 {
     const int64_t befores[] = {0, 1, 7, 8, 30, 1000}, aligns[] = {1, TILE};
@@ -118,13 +103,13 @@ static void fetch_everywhere(const ra_document_t *documents, int64_t count, bool
         for (size_t i = 0; i < 2 * 2 * RA_ARRAY_LEN(befores); i++) {
             halo_case_t c = {.before = befores[i / 4], .align = aligns[i % 2]};
             assert_int_equal(
-                ra_layout_create(documents, count, TILE, ranks, kinds[i / 2 % 2], &c.layout),
+                ra_layout_create(documents, count, TILE, ranks, layout_kinds[i / 2 % 2], &c.layout),
                 RA_OK);
             if (with_prefix) {
                 assert_int_equal(ra_layout_create_prefix(c.layout, &c.prefix), RA_OK);
             }
             const char *transports[] = {"local", "local-copy", "local-order"};
-            assert_int_equal(ra_ranks_run(transports[i % 3], ranks, fetch, &c), RA_OK);
+            assert_int_equal(cpu_ranks_run(transports[i % 3], ranks, NULL, fetch, &c), RA_OK);
             ra_layout_destroy(c.layout);
             ra_layout_destroy(c.prefix);
         }
@@ -184,10 +169,11 @@ static void gathering_restores_document_order(void **state)
     (void)state;
     ra_document_t pack[] = {{96, 70}, {0, 5}, {8, 230}, {0, 0}, {0, 31}};
     for (int ranks = 1; ranks <= 8; ranks++) {
-        for (size_t k = 0; k < RA_ARRAY_LEN(kinds); k++) {
+        for (size_t k = 0; k < RA_ARRAY_LEN(layout_kinds); k++) {
             ra_layout_t *layout = NULL;
-            assert_int_equal(ra_layout_create(pack, 5, TILE, ranks, kinds[k], &layout), RA_OK);
-            assert_int_equal(ra_ranks_run("local", ranks, gather, layout), RA_OK);
+            assert_int_equal(ra_layout_create(pack, 5, TILE, ranks, layout_kinds[k], &layout),
+                             RA_OK);
+            assert_int_equal(checked_ranks_run("local", ranks, gather, layout), RA_OK);
             ra_layout_destroy(layout);
         }
     }
@@ -218,8 +204,8 @@ static void nonsense_is_refused(void **state)
     (void)state;
     ra_document_t one = {0, 10};
     ra_layout_t *layout = NULL;
-    assert_int_equal(ra_layout_create(&one, 1, TILE, 1, kinds[0], &layout), RA_OK);
-    assert_int_equal(ra_ranks_run("local", 1, misuse, layout), RA_OK);
+    assert_int_equal(ra_layout_create(&one, 1, TILE, 1, layout_kinds[0], &layout), RA_OK);
+    assert_int_equal(checked_ranks_run("local", 1, misuse, layout), RA_OK);
     ra_layout_destroy(layout);
 }
 

@@ -3,7 +3,7 @@
  * comes, and what is between sections is zero. Host memory; gates need a GPU a rank.
  */
 #include "ring/kv_gather.h"
-#include "tests/comm/ranks_check.h"
+#include "tests/comm/device_ranks.h"
 #include "tests/ring/ring_values.h"
 #include <string.h>
 
@@ -74,8 +74,9 @@ static ra_status_t check_rows(ra_comm_t *comm, const gather_case_t *c, const ra_
     return RA_OK;
 }
 
-static ra_status_t gather_twice(ra_comm_t *comm, ra_stream_t *stream, const gather_case_t *c)
+static ra_status_t gather_twice(ra_comm_t *comm, ra_stream_t *stream, void *arg)
 {
+    const gather_case_t *c = arg;
     int rank = ra_comm_rank(comm);
     int64_t rows = c->layout->rows[rank];
     float *kv = float_array(2 * rows * WIDTH);
@@ -94,18 +95,6 @@ static ra_status_t gather_twice(ra_comm_t *comm, ra_stream_t *stream, const gath
     }
     ra_kv_gather_destroy(gather);
     free(kv);
-    return status;
-}
-
-static ra_status_t rank_body(ra_comm_t *comm, void *arg)
-{
-    ra_device_t *device = NULL;
-    ra_stream_t *stream = NULL;
-    RA_TRY(ra_device_open("cpu", 0, NULL, &device));
-    RA_TRY(ra_stream_create(device, &stream));
-    ra_status_t status = gather_twice(comm, stream, arg);
-    ra_stream_destroy(stream);
-    ra_device_close(device);
     return status;
 }
 
@@ -132,19 +121,20 @@ static void every_run_that_is_seen_arrives_and_nothing_else(void **state)
                                .layout = layout,
                                .causal = i / 2 % 2 == 0,
                                .piece_bytes = i % 3 == 0 ? 0 : 1};
-            assert_int_equal(ra_ranks_run(transports[i % 3], ranks[i / 4], rank_body, &c), RA_OK);
+            assert_int_equal(cpu_ranks_run(transports[i % 3], ranks[i / 4], NULL, gather_twice, &c),
+                             RA_OK);
             ra_layout_destroy(layout);
         }
     }
 }
 
-static ra_status_t leave_out_rank_2(ra_comm_t *comm, void *arg)
+static ra_status_t leave_out_rank_2(ra_comm_t *comm, ra_stream_t *stream, void *arg)
 {
     ra_log_set_quiet(1);
     if (ra_comm_rank(comm) == 2) {
         return ra_fail(RA_ERR_INPUT, "test", "rank 2 does not take part");
     }
-    ra_status_t status = rank_body(comm, arg);
+    ra_status_t status = gather_twice(comm, stream, arg);
     RANK_CHECK(comm, status == RA_ERR_PEER);
     return status;
 }
@@ -156,7 +146,7 @@ static void a_missing_rank_ends_the_gather_on_all_others(void **state)
     assert_int_equal(ra_layout_create(packs[0].documents, 1, TILE, 4, RA_LAYOUT_ZIGZAG, &layout),
                      RA_OK);
     gather_case_t c = {.pack = &packs[0], .layout = layout, .causal = true};
-    assert_int_equal(ra_ranks_run("local", 4, leave_out_rank_2, &c), RA_ERR_INPUT);
+    assert_int_equal(cpu_ranks_run("local", 4, NULL, leave_out_rank_2, &c), RA_ERR_INPUT);
     ra_layout_destroy(layout);
     ra_log_set_quiet(0);
 }
