@@ -18,6 +18,7 @@ extern "C" { /* C headers without a C++ guard of their own */
 #include "attention/linear_cuda.h"
 #include "attention/linear_sm90_plan.cuh"
 #include "attention/linear_sm90_thread.cuh"
+#include "base/cuda_attribute.h"
 
 using namespace ra_linear;
 
@@ -35,7 +36,7 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *q_
 {
     control_t<C> *control = reinterpret_cast<control_t<C> *>(base + C::CONTROL);
     const uint32_t units = (uint32_t)p.part_count * (uint32_t)p.heads;
-    slot_t<C::STAGES> slot;
+    ra_slot<C::STAGES> slot;
     uint32_t unit = blockIdx.x;
     while (unit < units) {
         const uint32_t next = gridDim.x + atomicAdd(p.next, 1u);
@@ -90,7 +91,7 @@ __device__ __forceinline__ step_t read_step(const step_t *shared)
 
 /* Wait for a stage and make its tail zero. */
 template <class C>
-__device__ __forceinline__ step_t open_step(unsigned char *base, const slot_t<C::STAGES> &slot)
+__device__ __forceinline__ step_t open_step(unsigned char *base, const ra_slot<C::STAGES> &slot)
 {
     control_t<C> *control = reinterpret_cast<control_t<C> *>(base + C::CONTROL);
     ra_mbar_wait(ra_smem_addr(&control->full[slot.index]), slot.lap);
@@ -159,12 +160,6 @@ __device__ __forceinline__ void leave_part(const params_t &p, const step_t &step
         store_state(out + (int64_t)step.head * (C::D * C::D), value, t, s);
 }
 
-__device__ __forceinline__ void release(uint64_t *empty, const thread_t &t)
-{
-    if (t.lane == 0)
-        ra_mbar_arrive(ra_smem_addr(empty));
-}
-
 /*
  * Products are queued so that the matrix units have one while this warpgroup does something else:
  * the next chunk's scores run while O^T is scaled, the state's update while outputs are written and
@@ -178,7 +173,7 @@ __device__ __forceinline__ void consume(const params_t &p, unsigned char *base, 
     const thread_t t;
     const int value = 64 * wg + t.row, barrier = 2 + wg;
     unsigned char *weighed = base + C::SCORES + wg * BOX, *output = base + C::OUTPUT + wg * BOX;
-    slot_t<C::STAGES> slot;
+    ra_slot<C::STAGES> slot;
     weights_t weights;
     value_weights_t value_weights;
     float s[D / 2], sc[32], o[32];
@@ -240,7 +235,7 @@ __device__ __forceinline__ void consume(const params_t &p, unsigned char *base, 
         store_scores(sc, weights, t, ra_smem_addr(weighed));
         ra_wgmma_wait<0>();
         ra_regs_pin(s);
-        release(empty, t);
+        ra_slot_release(ra_smem_addr(empty));
         if (step.n_flags & STEP_LAST)
             leave_part<C>(p, step, value, t, s);
         step = after;
@@ -254,7 +249,7 @@ __device__ __forceinline__ void summarise(const params_t &p, unsigned char *base
     control_t<C> *control = reinterpret_cast<control_t<C> *>(base + C::CONTROL);
     const thread_t t;
     const int value = 64 * wg + t.row;
-    slot_t<C::STAGES> slot;
+    ra_slot<C::STAGES> slot;
     value_weights_t value_weights;
     float s[C::D / 2];
     for (;;) {
@@ -277,7 +272,7 @@ __device__ __forceinline__ void summarise(const params_t &p, unsigned char *base
         issue_state<C>(s, decayed, stage + C::K);
         ra_wgmma_wait<0>();
         ra_regs_pin(s);
-        release(&control->empty[slot.index], t);
+        ra_slot_release(ra_smem_addr(&control->empty[slot.index]));
         slot.next();
         if (step.n_flags & STEP_LAST)
             leave_part<C>(p, step, value, t, s);
@@ -416,13 +411,9 @@ cudaError_t fold(const plan_t &plan, const tables_t &tables, const ra_linear_arg
 
 bool ra_linear_sm90_fits(const ra_linear_args_t *shape)
 {
-    int device = 0, major = 0;
     return shape->dtype == RA_BF16 && shape->log_decay_stride == 0 &&
            shape->key_dim == shape->value_dim && (shape->key_dim == 64 || shape->key_dim == 128) &&
-           cudaGetDevice(&device) == cudaSuccess &&
-           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
-               cudaSuccess &&
-           major == 9;
+           ra_cuda_is_sm90();
 }
 
 ra_status_t ra_linear_sm90_launch(const ra_linear_args_t *args, bool state_only, int64_t part_rows,
@@ -437,9 +428,7 @@ ra_status_t ra_linear_sm90_launch(const ra_linear_args_t *args, bool state_only,
         return RA_OK;
     maps_t maps;
     RA_TRY(make_maps(args, state_only, plan.rows_end, &maps));
-    int device = 0, processors = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    const int processors = ra_cuda_attribute(cudaDevAttrMultiProcessorCount);
     if (error == cudaSuccess)
         error = plan.place(args, &scratch, &tables);
     const kernel_t(&pair)[2] = kernels[args->key_dim == 128];

@@ -175,38 +175,23 @@ struct maps_t {
     CUtensorMap q, k, v;
 };
 
-/* [rows, heads, head_dim] bf16 as (64 columns, rows, heads, head_dim / 64 boxes). */
+/* [rows, heads, head_dim] bf16; a copy moves a chunk of one head. */
 static inline ra_status_t make_map(const void *base, int64_t rows, int64_t stride, int32_t heads,
                                    int32_t head_dim, CUtensorMap *map)
 {
-    ra_tensor_map_encode_t encode = ra_tensor_map_encoder();
-    if (!encode)
-        return ra_fail(RA_ERR_DEVICE, "linear", "the driver has no cuTensorMapEncodeTiled");
-    cuuint64_t dims[4] = {64, (cuuint64_t)rows, (cuuint64_t)heads, (cuuint64_t)head_dim / 64};
-    cuuint64_t strides[3] = {(cuuint64_t)stride * 2, (cuuint64_t)head_dim * 2, 128};
-    cuuint32_t box[4] = {64, CHUNK, 1, (cuuint32_t)head_dim / 64};
-    cuuint32_t steps[4] = {1, 1, 1, 1};
-    CUresult result =
-        encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void *>(base), dims, strides,
-               box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-               CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    if (result != CUDA_SUCCESS)
-        return ra_fail(RA_ERR_DEVICE, "linear",
-                       "tensor map of %lld rows, stride %lld: driver error %d", (long long)rows,
-                       (long long)stride, (int)result);
-    return RA_OK;
+    return ra_tensor_map_heads("linear", base, rows, stride, heads, head_dim, CHUNK,
+                               CU_TENSOR_MAP_L2_PROMOTION_L2_128B, map);
 }
 
 /* Without outputs q is not touched, and its map is k's. */
 static inline ra_status_t make_maps(const ra_linear_args_t *args, bool state_only, int64_t rows,
                                     maps_t *maps)
 {
-    const int64_t most = rows > 0 ? rows : 1;
-    RA_TRY(make_map(args->k, most, args->k_stride, args->heads, args->key_dim, &maps->k));
-    RA_TRY(make_map(args->v, most, args->v_stride, args->heads, args->value_dim, &maps->v));
+    RA_TRY(make_map(args->k, rows, args->k_stride, args->heads, args->key_dim, &maps->k));
+    RA_TRY(make_map(args->v, rows, args->v_stride, args->heads, args->value_dim, &maps->v));
     maps->q = maps->k;
     if (!state_only)
-        RA_TRY(make_map(args->q, most, args->q_stride, args->heads, args->key_dim, &maps->q));
+        RA_TRY(make_map(args->q, rows, args->q_stride, args->heads, args->key_dim, &maps->q));
     return RA_OK;
 }
 

@@ -7,6 +7,7 @@
 #define RA_ATTENTION_LINEAR_SM90_SHARED_CUH
 
 #include "attention/linear_sm90_ptx.cuh"
+#include "base/sm90_slot.cuh"
 #include <cuda_runtime.h>
 
 namespace ra_linear
@@ -78,19 +79,6 @@ template <class C> constexpr int shared_bytes()
 {
     return C::CONTROL + (int)sizeof(control_t<C>);
 }
-
-/* A position in a ring of N stages and the parity of its current lap. */
-template <int N> struct slot_t {
-    int index = 0;
-    uint32_t lap = 0;
-    __device__ __forceinline__ void next()
-    {
-        if (++index == N) {
-            index = 0;
-            lap ^= 1;
-        }
-    }
-};
 
 /* First token of a part that still counts at its end, at a chunk's boundary. */
 __device__ __forceinline__ int tail_begin(float log_decay, int rows)

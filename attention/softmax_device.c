@@ -4,23 +4,14 @@
  */
 #include "attention/softmax_cuda.h"
 #include "attention/softmax_kernel.h"
+#include "base/cuda_attribute.h"
 #include "base/device_cuda.h"
-#include <cuda_runtime_api.h>
-
-static bool is_hopper(void)
-{
-    int device = 0, major = 0;
-    return cudaGetDevice(&device) == cudaSuccess &&
-           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
-               cudaSuccess &&
-           major == 9;
-}
 
 static bool sm90_fits(const ra_softmax_block_t *shape)
 {
     return shape->dtype == RA_BF16 && (shape->head_dim == 64 || shape->head_dim == 128) &&
            shape->scale > 0 && shape->mask.key_score == NULL && shape->mask.key_bias == NULL &&
-           is_hopper();
+           ra_cuda_is_sm90();
 }
 
 static bool cuda_fits(const ra_softmax_block_t *shape)

@@ -12,6 +12,7 @@ extern "C" { /* C headers without a C++ guard of their own */
 #include "base/status.h"
 }
 #include "attention/softmax_sm90_rows.cuh"
+#include "base/cuda_attribute.h"
 #include "base/tensor_map.cuh"
 #include <cuda_runtime.h>
 
@@ -61,9 +62,9 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *q_
 {
     control_t<C> *control = shared.control;
     const uint32_t units = (uint32_t)p.tile_count * (uint32_t)p.heads;
-    slot_t<C::STAGES> k_slot, v_slot;
-    slot_t<C::QSTAGES> q_slot;
-    slot_t<2> job_slot;
+    ra_slot<C::STAGES> k_slot, v_slot;
+    ra_slot<C::QSTAGES> q_slot;
+    ra_slot<2> job_slot;
     uint32_t unit = blockIdx.x, open = 0;
     auto load = [&](const CUtensorMap *map, unsigned char *tile, uint64_t *full_bar, int key,
                     int kv_head) {
@@ -146,8 +147,7 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *q_
 /* The warp's products are done with what @a bar guards (all lanes waited for them together). */
 __device__ __forceinline__ void release(uint64_t *bar)
 {
-    if ((threadIdx.x & 31) == 0)
-        ra_mbar_arrive(ra_smem_addr(bar));
+    ra_slot_release(ra_smem_addr(bar));
 }
 
 /* Read @a words from shared memory by the lane that will also arrive for the warp. */
@@ -195,9 +195,9 @@ __device__ __forceinline__ void consume(const params_t &p, const shared_t<C> &sh
 {
     control_t<C> *control = shared.control;
     const int row = 64 * wg + 16 * ((threadIdx.x >> 5) & 3) + ((threadIdx.x & 31) >> 2);
-    slot_t<C::STAGES> k_slot, v_slot;
-    slot_t<C::QSTAGES> q_slot;
-    slot_t<2> job_slot;
+    ra_slot<C::STAGES> k_slot, v_slot;
+    ra_slot<C::QSTAGES> q_slot;
+    ra_slot<2> job_slot;
     const uint32_t q_desc0 = ra_desc_k_major(ra_smem_addr(shared.q) + wg * C::Q_BYTES);
     const uint32_t k_desc0 = ra_desc_k_major(ra_smem_addr(shared.k));
     const uint32_t v_desc0 = ra_desc_mn_major(ra_smem_addr(shared.v), C::BOX);
@@ -344,26 +344,6 @@ const kernel_t *find_kernel(int32_t head_dim)
     return nullptr;
 }
 
-/* [count, heads, head_dim] bf16 as (64 columns, rows, heads, head_dim / 64 boxes). */
-ra_status_t make_map(ra_tensor_map_encode_t encode, const void *base, int64_t count, int64_t stride,
-                     int32_t heads, int32_t head_dim, int32_t box_rows, CUtensorMap *map)
-{
-    cuuint64_t dims[4] = {64, (cuuint64_t)(count > 0 ? count : 1), (cuuint64_t)heads,
-                          (cuuint64_t)head_dim / 64};
-    cuuint64_t strides[3] = {(cuuint64_t)stride * 2, (cuuint64_t)head_dim * 2, 128};
-    cuuint32_t box[4] = {64, (cuuint32_t)box_rows, 1, (cuuint32_t)head_dim / 64};
-    cuuint32_t steps[4] = {1, 1, 1, 1};
-    CUresult result =
-        encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void *>(base), dims, strides,
-               box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    if (result != CUDA_SUCCESS)
-        return ra_fail(RA_ERR_DEVICE, subsystem,
-                       "tensor map of %lld rows, stride %lld: driver error %d", (long long)count,
-                       (long long)stride, (int)result);
-    return RA_OK;
-}
-
 bool misaligned(const void *pointer, int64_t stride, int64_t element)
 {
     return ((uintptr_t)pointer | (uintptr_t)(stride * element)) % 16 != 0;
@@ -451,15 +431,11 @@ params_t params_of(const ra_softmax_cuda_call_t *call, int64_t l2_bytes)
 
 ra_status_t ra_softmax_sm90_tile(int32_t head_dim, int32_t *tile_rows_p, int32_t *tile_keys_p)
 {
-    int device = 0, major = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess)
-        error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     const kernel_t *kernel = find_kernel(head_dim);
-    if (error != cudaSuccess || major != 9 || !kernel)
+    if (!ra_cuda_is_sm90() || !kernel)
         return ra_fail(RA_ERR_UNSUPPORTED, subsystem,
-                       "no sm90 softmax kernel for head_dim %d on compute capability %d.x (%s)",
-                       head_dim, major, cudaGetErrorString(error));
+                       "no sm90 softmax kernel for head_dim %d on compute capability %d.x",
+                       head_dim, ra_cuda_attribute(cudaDevAttrComputeCapabilityMajor));
     *tile_rows_p = kernel->tile_rows;
     *tile_keys_p = kernel->tile_keys;
     return RA_OK;
@@ -476,20 +452,17 @@ ra_status_t ra_softmax_sm90_launch(const ra_softmax_cuda_call_t *call, struct CU
     const int64_t units = call->layout->tile_count * block->heads;
     if (units == 0)
         return RA_OK;
-    int device = 0, processors = 0, l2_bytes = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-    cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, device);
-    ra_tensor_map_encode_t encode = ra_tensor_map_encoder();
+    const int processors = ra_cuda_attribute(cudaDevAttrMultiProcessorCount);
+    const int l2_bytes = ra_cuda_attribute(cudaDevAttrL2CacheSize);
     CUtensorMap q_map, k_map, v_map;
-    if (!encode)
-        return ra_fail(RA_ERR_DEVICE, subsystem, "the driver has no cuTensorMapEncodeTiled");
-    RA_TRY(make_map(encode, block->q, block->rows, block->q_stride, block->heads, block->head_dim,
-                    64, &q_map));
-    RA_TRY(make_map(encode, block->k, block->keys, block->k_stride, block->kv_heads,
-                    block->head_dim, kernel->tile_keys, &k_map));
-    RA_TRY(make_map(encode, block->v, block->keys, block->v_stride, block->kv_heads,
-                    block->head_dim, kernel->tile_keys, &v_map));
+    RA_TRY(ra_tensor_map_heads(subsystem, block->q, block->rows, block->q_stride, block->heads,
+                               block->head_dim, 64, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, &q_map));
+    RA_TRY(ra_tensor_map_heads(subsystem, block->k, block->keys, block->k_stride, block->kv_heads,
+                               block->head_dim, kernel->tile_keys,
+                               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, &k_map));
+    RA_TRY(ra_tensor_map_heads(subsystem, block->v, block->keys, block->v_stride, block->kv_heads,
+                               block->head_dim, kernel->tile_keys,
+                               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, &v_map));
     cudaError_t error = cudaFuncSetAttribute(
         kernel->run, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel->shared);
     if (error == cudaSuccess) {

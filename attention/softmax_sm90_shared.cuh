@@ -7,7 +7,7 @@
 #define RA_ATTENTION_SOFTMAX_SM90_SHARED_CUH
 
 #include "attention/softmax_cuda.h"
-#include "base/sm90_ptx.cuh"
+#include "base/sm90_slot.cuh"
 #include <cuda_runtime.h>
 
 namespace ra_sm90
@@ -64,19 +64,6 @@ template <class C> constexpr int shared_bytes()
     return C::WG * C::QSTAGES * C::Q_BYTES + 2 * C::STAGES * C::KV_BYTES +
            (int)sizeof(control_t<C>);
 }
-
-/* A position in a ring of N slots and the parity of its current lap. */
-template <int N> struct slot_t {
-    int index = 0;
-    uint32_t lap = 0;
-    __device__ __forceinline__ void next()
-    {
-        if (++index == N) {
-            index = 0;
-            lap ^= 1;
-        }
-    }
-};
 
 template <class C> struct shared_t {
     unsigned char *q, *k, *v;

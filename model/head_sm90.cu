@@ -8,7 +8,8 @@
  */
 #include "model/head_cuda.h"
 
-#include "base/sm90_ptx.cuh"
+#include "base/cuda_attribute.h"
+#include "base/sm90_slot.cuh"
 #include "base/tensor_map.cuh"
 
 namespace
@@ -43,17 +44,6 @@ struct shared_t {
     }
 };
 
-struct slot_t {
-    int index = 0, lap = 0;
-    __device__ __forceinline__ void next()
-    {
-        if (++index == STAGES) {
-            index = 0;
-            lap ^= 1;
-        }
-    }
-};
-
 struct work_t {
     int row, column; /* first ones of the CTA's tile */
 };
@@ -68,7 +58,7 @@ __device__ __forceinline__ work_t work_at(const params_t &p, int item)
 __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *x_map,
                                         const CUtensorMap *w_map, const shared_t &shared)
 {
-    slot_t slot;
+    ra_slot<STAGES> slot;
     for (int item = blockIdx.x; item < p.m_tiles * p.n_tiles; item += gridDim.x) {
         const work_t t = work_at(p, item);
 #pragma unroll 1
@@ -83,13 +73,6 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *x_
             slot.next();
         }
     }
-}
-
-/* The warp is done with a slot. */
-__device__ __forceinline__ void release(uint32_t bar)
-{
-    if ((threadIdx.x & 31) == 0)
-        ra_mbar_arrive(bar);
 }
 
 /* Maximum and sum over the 64 logits of row half H that this thread holds and those of the three
@@ -150,7 +133,7 @@ __device__ __forceinline__ int64_t target_of(const params_t &p, int row)
 }
 
 __device__ __forceinline__ void multiply(float (&d)[128], const params_t &p, const shared_t &shared,
-                                         uint32_t a0, uint32_t b0, slot_t &slot)
+                                         uint32_t a0, uint32_t b0, ra_slot<STAGES> &slot)
 {
     uint32_t last = 0;
 #pragma unroll 1
@@ -165,7 +148,7 @@ __device__ __forceinline__ void multiply(float (&d)[128], const params_t &p, con
         ra_wgmma_commit();
         if (kb > 0) {
             ra_wgmma_wait<1>();
-            release(last);
+            ra_slot_release(last);
         }
         ra_regs_pin(d);
         last = shared.empty + 8 * slot.index;
@@ -173,21 +156,21 @@ __device__ __forceinline__ void multiply(float (&d)[128], const params_t &p, con
     }
     ra_wgmma_wait<0>();
     ra_regs_pin(d);
-    release(last);
+    ra_slot_release(last);
 }
 
 __device__ __forceinline__ void consume(const params_t &p, const shared_t &shared, int wg)
 {
     const uint32_t a0 = ra_desc_k_major(shared.a + wg * WG_BYTES), b0 = ra_desc_k_major(shared.b);
     const int lane = threadIdx.x & 31, warp = (threadIdx.x >> 5) & 3;
-    slot_t slot;
+    ra_slot<STAGES> slot;
     for (int item = blockIdx.x; item < p.m_tiles * p.n_tiles; item += gridDim.x) {
         const work_t t = work_at(p, item);
         const int row = t.row + 64 * wg + 16 * warp + (lane >> 2);
         if (t.row + 64 * wg >= p.rows) {
             for (int kb = 0; kb < p.k_blocks; kb++) {
                 ra_mbar_wait(shared.full + 8 * slot.index, slot.lap);
-                release(shared.empty + 8 * slot.index);
+                ra_slot_release(shared.empty + 8 * slot.index);
                 slot.next();
             }
             continue;
@@ -292,9 +275,11 @@ ra_status_t launch(const ra_head_fold_t *call, int processors, cudaStream_t stre
         return RA_ERR_UNSUPPORTED;
     CUtensorMap x_map, w_map;
     RA_TRY(ra_tensor_map_bf16<4>(subsystem, call->x, {call->channels, call->rows, 1, 1},
-                                 {call->x_stride * 2, 16, 16}, {BK, BM, 1, 1}, &x_map));
+                                 {call->x_stride * 2, 16, 16}, {BK, BM, 1, 1},
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, &x_map));
     RA_TRY(ra_tensor_map_bf16<4>(subsystem, call->weight, {call->channels, call->columns, 1, 1},
-                                 {call->channels * 2, 16, 16}, {BK, BN, 1, 1}, &w_map));
+                                 {call->channels * 2, 16, 16}, {BK, BN, 1, 1},
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, &w_map));
     const int items = p.m_tiles * p.n_tiles;
     const unsigned grid = (unsigned)(items < processors ? items : processors);
     cudaError_t error = cudaFuncSetAttribute(
@@ -320,15 +305,9 @@ int64_t ra_head_sm90_parts(int64_t rows, int64_t columns)
 
 ra_status_t ra_head_sm90_fold(const ra_head_fold_t *call, struct CUstream_st *stream)
 {
-    int device = 0, major = 0, processors = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess)
-        error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    if (error == cudaSuccess)
-        error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-    if (error != cudaSuccess)
-        return ra_fail(RA_ERR_DEVICE, subsystem, "device: %s", cudaGetErrorString(error));
-    if (major != 9 || !takes(call))
+    if (!ra_cuda_is_sm90() || !takes(call))
         return RA_ERR_UNSUPPORTED;
-    return call->rows == 0 ? RA_OK : launch(call, processors, stream);
+    return call->rows == 0
+               ? RA_OK
+               : launch(call, ra_cuda_attribute(cudaDevAttrMultiProcessorCount), stream);
 }

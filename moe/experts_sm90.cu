@@ -10,7 +10,8 @@
 extern "C" { /* C headers without a C++ guard of their own */
 #include "base/status.h"
 }
-#include "base/sm90_ptx.cuh"
+#include "base/cuda_attribute.h"
+#include "base/sm90_slot.cuh"
 #include "base/tensor_map.cuh"
 #include "moe/experts_cuda.h"
 
@@ -51,17 +52,6 @@ struct shared_t {
     }
 };
 
-struct slot_t {
-    int index = 0, lap = 0;
-    __device__ __forceinline__ void next()
-    {
-        if (++index == STAGES) {
-            index = 0;
-            lap ^= 1;
-        }
-    }
-};
-
 struct work_t {
     int row, rows, group, n;
 };
@@ -90,7 +80,7 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *x_
     const int thread = threadIdx.x, chunk = thread & 7, first = thread >> 3;
     const uint32_t place = first * 128 + ((chunk ^ (first & 7)) << 4);
     const int total = count_items(p);
-    slot_t slot;
+    ra_slot<STAGES> slot;
     work_t next = work_at(p, blockIdx.x, total);
     for (int item = blockIdx.x; item < total; item += gridDim.x) {
         const work_t t = next;
@@ -142,12 +132,6 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *x_
             slot.next();
         }
     }
-}
-
-__device__ __forceinline__ void release(uint32_t bar)
-{
-    if ((threadIdx.x & 31) == 0)
-        ra_mbar_arrive(bar);
 }
 
 __device__ __forceinline__ float swiglu(float gate, float up)
@@ -214,7 +198,7 @@ __device__ __forceinline__ void consume(const params_t &p, const CUtensorMap *y_
     const uint32_t a0 = ra_desc_k_major(shared.a + wg * BOX), b0 = ra_desc_k_major(shared.b);
     const uint32_t out = shared.out + wg * OUT_BYTES;
     const int total = count_items(p), steps = p.k_blocks * p.repeat;
-    slot_t slot;
+    ra_slot<STAGES> slot;
     work_t next = work_at(p, blockIdx.x, total);
     for (int item = blockIdx.x; item < total; item += gridDim.x) {
         const work_t t = next;
@@ -222,7 +206,7 @@ __device__ __forceinline__ void consume(const params_t &p, const CUtensorMap *y_
         if (64 * wg >= t.rows) {
             for (int kb = 0; kb < steps; kb++) {
                 ra_mbar_wait(shared.full + 8 * slot.index, slot.lap);
-                release(shared.empty + 8 * slot.index);
+                ra_slot_release(shared.empty + 8 * slot.index);
                 slot.next();
             }
             continue;
@@ -243,7 +227,7 @@ __device__ __forceinline__ void consume(const params_t &p, const CUtensorMap *y_
             ra_wgmma_commit();
             if (kb > 0) {
                 ra_wgmma_wait<1>();
-                release(last);
+                ra_slot_release(last);
             }
             ra_regs_pin(d);
             last = shared.empty + 8 * slot.index;
@@ -251,7 +235,7 @@ __device__ __forceinline__ void consume(const params_t &p, const CUtensorMap *y_
         }
         ra_wgmma_wait<0>();
         ra_regs_pin(d);
-        release(last);
+        ra_slot_release(last);
         const int row = t.row + 64 * wg;
         if (STORE == STORE_SWIGLU) {
             store_block<STORE, 0>(d, y_map, out, 1 + wg, row, t.n * 128, p.n);
@@ -336,31 +320,24 @@ ra_status_t make_maps(const ra_moe_cuda_gemm_t *call, CUtensorMap *x, CUtensorMa
     const int64_t wk = call->k * (call->repeat > 1 ? call->repeat : 1),
                   parts = call->swiglu ? 2 : 1;
     RA_TRY(ra_tensor_map_bf16<4>(subsystem, call->x, {call->k, call->x_rows, 1, 1},
-                                 {call->x_stride * 2, 16, 16}, {BK, 64, 1, 1}, x));
+                                 {call->x_stride * 2, 16, 16}, {BK, 64, 1, 1},
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, x));
     RA_TRY(ra_tensor_map_bf16<4>(subsystem, call->weight, {wk, call->n, parts, call->groups},
                                  {wk * 2, call->n * wk * 2, parts * call->n * wk * 2},
-                                 {BK, BN / 2, 1, 1}, w));
+                                 {BK, BN / 2, 1, 1}, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, w));
     if (call->y_dtype == RA_F32) {
         *y = *x;
         return RA_OK;
     }
     return ra_tensor_map_bf16<2>(subsystem, call->y, {call->n, call->y_rows}, {call->y_stride * 2},
-                                 {64, 64}, y);
+                                 {64, 64}, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, y);
 }
 
 } // namespace
 
 ra_status_t ra_moe_sm90_gemm(const ra_moe_cuda_gemm_t *call, struct CUstream_st *stream)
 {
-    int device = 0, major = 0, processors = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess)
-        error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    if (error == cudaSuccess)
-        error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-    if (error != cudaSuccess)
-        return ra_fail(RA_ERR_DEVICE, subsystem, "device: %s", cudaGetErrorString(error));
-    if (major != 9 || !takes(call))
+    if (!ra_cuda_is_sm90() || !takes(call))
         return RA_ERR_UNSUPPORTED;
     const store_t store = call->swiglu               ? STORE_SWIGLU
                           : call->y_dtype == RA_BF16 ? STORE_BF16
@@ -389,8 +366,10 @@ ra_status_t ra_moe_sm90_gemm(const ra_moe_cuda_gemm_t *call, struct CUstream_st 
     CUtensorMap x_map, w_map, y_map;
     RA_TRY(make_maps(call, &x_map, &w_map, &y_map));
     const kernel_t kernel = kernel_of(call->source != nullptr, store);
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_BYTES);
+    cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_BYTES);
     if (error == cudaSuccess) {
+        const int processors = ra_cuda_attribute(cudaDevAttrMultiProcessorCount);
         const unsigned grid = (unsigned)(total < processors ? total : processors);
         kernel<<<grid, THREADS, SHARED_BYTES, stream>>>(p, x_map, w_map, y_map);
         error = cudaGetLastError();
