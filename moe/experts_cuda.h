@@ -6,7 +6,7 @@
  * of the current device. Order of a layer:
  *
  *     logits  = x Wr^T                         ra_moe_cuda_gemm()
- *     choices                                  ra_moe_cuda_select()
+ *     choices                                  ra_moe_cuda_select(), ra_moe_cuda_replay()
  *     slots by expert                          ra_moe_cuda_sort()
  *     inner   = SiLU(x Wgate^T) * (x Wup^T)    ra_moe_cuda_gemm(), gathers rows of x
  *     out     = inner Wdown^T                  ra_moe_cuda_gemm()
@@ -51,6 +51,12 @@ typedef struct ra_moe_tile {
  */
 ra_status_t ra_moe_cuda_select(const ra_router_t *router, int64_t rows, const float *logits,
                                const float *bias, int32_t *expert_p, float *weight_p, float *gap_p,
+                               struct CUstream_st *stream);
+
+/** ra_router_replay() on the device, bit for bit under the same condition; does nothing without
+ * arrays. */
+ra_status_t ra_moe_cuda_replay(const ra_router_t *router, const ra_router_replay_t *replay,
+                               int64_t rows, const float *logits, int32_t *expert, float *weight,
                                struct CUstream_st *stream);
 
 /** Slots of [first, last) among the choices of some tokens, by expert. */

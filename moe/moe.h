@@ -108,8 +108,9 @@ typedef struct ra_moe_args {
     int64_t x_stride;                /**< elements between rows */
     float *y;                        /**< [rows, hidden]; does not overlap x */
     int64_t y_stride;
-    bool accumulate; /**< y += result (a residual stream) instead of y = result */
-    float *gap;      /**< optional [rows]: routing gap, see ra_router_select() */
+    bool accumulate;           /**< y += result (a residual stream) instead of y = result */
+    float *gap;                /**< optional [rows]: routing gap, see ra_router_select() */
+    ra_router_replay_t replay; /**< optional: choices given and written down, [rows, top_k] */
 } ra_moe_args_t;
 
 /**

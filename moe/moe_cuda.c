@@ -296,16 +296,21 @@ ra_status_t ra_moe_cuda_run_shared(ra_moe_plan_t *plan, const ra_moe_weights_t *
     return ra_moe_cuda_gemm(&gemm, ra_stream_cuda(stream));
 }
 
-static ra_status_t route(ra_moe_plan_t *plan, const ra_moe_weights_t *weights, const void *x,
-                         int64_t x_stride, int64_t rows, float *weight, float *gap,
-                         ra_stream_t *stream)
+/* Choices of a round to plan->cuda->expert and their weights. */
+static ra_status_t route(ra_moe_plan_t *plan, const ra_moe_args_t *args, const void *x,
+                         const struct ra_moe_cuda_round *round, ra_stream_t *stream)
 {
+    const ra_moe_weights_t *weights = args->weights;
     const ra_router_t *router = &plan->shape.router;
+    const int64_t rows = round->rows;
+    float *gap = args->gap != NULL ? args->gap + round->row : NULL;
+    const ra_router_replay_t replay =
+        ra_router_replay_at(&args->replay, round->row * args->replay.stride);
     const ra_moe_cuda_gemm_t gemm = {.dtype = plan->x_dtype,
                                      .y_dtype = RA_F32,
                                      .x = x,
                                      .x_rows = rows,
-                                     .x_stride = x_stride,
+                                     .x_stride = args->x_stride,
                                      .weight = weights->cuda->router,
                                      .groups = 1,
                                      .repeat = weights->cuda->router_parts,
@@ -318,8 +323,10 @@ static ra_status_t route(ra_moe_plan_t *plan, const ra_moe_weights_t *weights, c
         return RA_OK;
     }
     RA_TRY(ra_moe_cuda_gemm(&gemm, ra_stream_cuda(stream)));
-    return ra_moe_cuda_select(router, rows, plan->cuda->logits, weights->cuda->bias,
-                              plan->cuda->expert, weight, gap, ra_stream_cuda(stream));
+    RA_TRY(ra_moe_cuda_select(router, rows, plan->cuda->logits, weights->cuda->bias,
+                              plan->cuda->expert, round->weight, gap, ra_stream_cuda(stream)));
+    return ra_moe_cuda_replay(router, &replay, rows, plan->cuda->logits, plan->cuda->expert,
+                              round->weight, ra_stream_cuda(stream));
 }
 
 static ra_status_t begin_round(ra_moe_plan_t *plan, const ra_moe_args_t *args,
@@ -331,8 +338,7 @@ static ra_status_t begin_round(ra_moe_plan_t *plan, const ra_moe_args_t *args,
         .rows = rows,
         .x_stride = args->x_stride,
         .expert = plan->cuda->expert};
-    float *gap = args->gap != NULL ? args->gap + round->row : NULL;
-    RA_TRY(route(plan, args->weights, home.x, home.x_stride, rows, round->weight, gap, stream));
+    RA_TRY(route(plan, args, home.x, round, stream));
     if (plan->comm != NULL) {
         return ra_moe_cuda_exchange_begin(plan, args->weights, home, round, stream);
     }

@@ -25,11 +25,14 @@ static void select_rows(void *arg, int64_t begin, int64_t end)
     const tile_t *tile = arg;
     const ra_moe_plan_t *plan = tile->plan;
     const ra_router_t *router = &plan->shape.router;
-    float *gap = tile->args->gap;
-    ra_router_select(router, end - begin, plan->logits + begin * router->experts,
-                     tile->args->weights->bias, plan->expert + begin * router->top_k,
-                     plan->weight + begin * router->top_k,
+    const ra_router_replay_t *all = &tile->args->replay;
+    const float *logits = plan->logits + begin * router->experts;
+    int32_t *expert = plan->expert + begin * router->top_k;
+    float *weight = plan->weight + begin * router->top_k, *gap = tile->args->gap;
+    ra_router_select(router, end - begin, logits, tile->args->weights->bias, expert, weight,
                      gap != NULL ? gap + tile->row + begin : NULL);
+    ra_router_replay_t replay = ra_router_replay_at(all, (tile->row + begin) * all->stride);
+    ra_router_replay(router, &replay, end - begin, logits, expert, weight);
 }
 
 static ra_status_t route(const tile_t *tile, ra_stream_t *stream)

@@ -119,12 +119,11 @@ static float choose(const ra_router_t *router, const float *key, int32_t *expert
     return fminf(gap, margin(list, held, router->top_k));
 }
 
-static void weigh(const ra_router_t *router, const float *score, const int32_t *expert,
-                  float *weight)
+/* weight: scores of the chosen in, weights out. */
+static void weigh(const ra_router_t *router, float *weight)
 {
     float sum = 0;
     for (int32_t slot = 0; slot < router->top_k; slot++) {
-        weight[slot] = score[expert[slot]];
         sum += weight[slot];
     }
     sum += 1e-20F;
@@ -156,12 +155,37 @@ void ra_router_select(const ra_router_t *router, int64_t rows, const float *logi
         ops->sigmoid(logits + row * router->experts, router->experts, score);
         bool has_nan = bias_scores(score, bias, router->experts, key);
         float gap = choose(router, key, expert);
-        weigh(router, score, expert, weight);
-        for (int32_t slot = 0; has_nan && slot < router->top_k; slot++) {
-            weight[slot] = NAN;
+        for (int32_t slot = 0; slot < router->top_k; slot++) {
+            weight[slot] = has_nan ? NAN : score[expert[slot]];
         }
+        weigh(router, weight);
         if (gap_p != NULL) {
             gap_p[row] = has_nan ? 0 : gap;
         }
+    }
+}
+
+void ra_router_replay(const ra_router_t *router, const ra_router_replay_t *replay, int64_t rows,
+                      const float *logits, int32_t *expert, float *weight)
+{
+    const int32_t k = router->top_k;
+    const size_t bytes = (size_t)k * sizeof(*expert);
+    for (int64_t row = 0; row < rows; row++, expert += k, weight += k, logits += router->experts) {
+        ra_router_replay_t at = ra_router_replay_at(replay, row * replay->stride);
+        if (at.chosen != NULL) {
+            memcpy(at.chosen, expert, bytes);
+        }
+        if (at.forced == NULL || at.forced[0] < 0) {
+            continue;
+        }
+        memcpy(expert, at.forced, bytes);
+        if (isnan(weight[0])) { /* the whole row is */
+            continue;
+        }
+        for (int32_t slot = 0; slot < k; slot++) {
+            weight[slot] = logits[expert[slot]];
+        }
+        ra_moe_ops()->sigmoid(weight, k, weight);
+        weigh(router, weight);
     }
 }

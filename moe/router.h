@@ -50,4 +50,36 @@ ra_status_t ra_router_check(const ra_router_t *router);
 void ra_router_select(const ra_router_t *router, int64_t rows, const float *logits,
                       const float *bias, int32_t *expert_p, float *weight_p, float *gap_p);
 
+/**
+ * Routing replay: choices written down, and choices given in place of the router's own (so that two
+ * programs, or two precisions, run the same experts). Row r of an array begins at r * stride.
+ */
+typedef struct ra_router_replay {
+    /** [rows, top_k] experts to run: in [0, experts), ascending, distinct, which the caller has
+     * checked; any groups. A row whose first entry is -1 keeps the router's choice. NULL: all do.
+     */
+    const int32_t *forced;
+    int32_t *chosen; /**< out [rows, top_k]: the router's own choice, forced or not; NULL: none */
+    int64_t stride;
+} ra_router_replay_t;
+
+/** The replay of what begins @a elements further. */
+static inline ra_router_replay_t ra_router_replay_at(const ra_router_replay_t *replay,
+                                                     int64_t elements)
+{
+    ra_router_replay_t at = *replay;
+    at.forced = at.forced != NULL ? at.forced + elements : NULL;
+    at.chosen = at.chosen != NULL ? at.chosen + elements : NULL;
+    return at;
+}
+
+/**
+ * Apply @a replay to the choices that ra_router_select() made of the same logits: write them to
+ * chosen, then put forced experts and their weights w_e, of the formula above with the forced ones
+ * as "the chosen", in their place. A row with a NaN logit keeps its NaN weights; the gap stays that
+ * of the own choice.
+ */
+void ra_router_replay(const ra_router_t *router, const ra_router_replay_t *replay, int64_t rows,
+                      const float *logits, int32_t *expert, float *weight);
+
 #endif

@@ -370,7 +370,50 @@ __global__ void select_kernel(const params_t p)
     }
 }
 
+/* ---- replay -------------------------------------------------------------------------------- */
+
+/* ra_router_replay(), a thread a row. */
+__global__ void replay_kernel(const params_t p, const ra_router_replay_t replay)
+{
+    const int64_t row = blockIdx.x * (int64_t)blockDim.x + threadIdx.x;
+    const int k = p.router.top_k;
+    if (row >= p.rows)
+        return;
+    int32_t *expert = p.expert + row * k;
+    float *weight = p.weight + row * k, sum = 0.0f;
+    if (replay.chosen)
+        for (int j = 0; j < k; j++)
+            replay.chosen[row * replay.stride + j] = expert[j];
+    if (!replay.forced || replay.forced[row * replay.stride] < 0)
+        return;
+    const bool has_nan = isnan(weight[0]); /* the whole row is */
+    for (int j = 0; j < k; j++) {
+        expert[j] = replay.forced[row * replay.stride + j];
+        weight[j] = sigmoid(p.logits[row * p.router.experts + expert[j]]);
+        sum = __fadd_rn(sum, weight[j]);
+    }
+    sum = __fadd_rn(sum, 1e-20f);
+    for (int j = 0; j < k; j++) {
+        const float one = p.router.normalise ? __fdiv_rn(weight[j], sum) : weight[j];
+        weight[j] = has_nan ? NAN : __fmul_rn(one, p.router.scale);
+    }
+}
+
 } // namespace
+
+ra_status_t ra_moe_cuda_replay(const ra_router_t *router, const ra_router_replay_t *replay,
+                               int64_t rows, const float *logits, int32_t *expert, float *weight,
+                               struct CUstream_st *stream)
+{
+    if (rows == 0 || (!replay->forced && !replay->chosen))
+        return RA_OK;
+    const params_t p = {*router, rows, logits, NULL, expert, weight, NULL};
+    replay_kernel<<<(unsigned)((rows + 127) / 128), 128, 0, stream>>>(p, *replay);
+    const cudaError_t error = cudaGetLastError();
+    if (error != cudaSuccess)
+        return ra_fail(RA_ERR_DEVICE, subsystem, "replay launch: %s", cudaGetErrorString(error));
+    return RA_OK;
+}
 
 ra_status_t ra_moe_cuda_select(const ra_router_t *router, int64_t rows, const float *logits,
                                const float *bias, int32_t *expert_p, float *weight_p, float *gap_p,

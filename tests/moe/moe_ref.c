@@ -80,6 +80,22 @@ double moe_ref_route(const ra_router_t *router, const double *logits, const floa
     return gap;
 }
 
+void moe_ref_weigh(const ra_router_t *router, const double *logits, const int32_t *expert,
+                   double *weight)
+{
+    double sum = 1e-20;
+    for (int32_t j = 0; j < router->top_k; j++) {
+        sum += 1 / (1 + exp(-logits[expert[j]]));
+    }
+    for (int32_t e = 0; e < router->experts; e++) {
+        weight[e] = 0;
+    }
+    for (int32_t j = 0; j < router->top_k; j++) {
+        double score = 1 / (1 + exp(-logits[expert[j]]));
+        weight[expert[j]] = (router->normalise ? score / sum : score) * (double)router->scale;
+    }
+}
+
 static double dot(const float *w, const float *x, int64_t n)
 {
     double sum = 0;
@@ -104,6 +120,12 @@ static void feed_forward(const float *gate, const float *up, const float *down, 
 
 double moe_ref_row(const moe_ref_layer_t *layer, const float *x, double *y)
 {
+    return moe_ref_row_forced(layer, x, NULL, y);
+}
+
+double moe_ref_row_forced(const moe_ref_layer_t *layer, const float *x, const int32_t *expert,
+                          double *y)
+{
     const ra_moe_shape_t *shape = &layer->shape;
     int64_t hidden = shape->hidden, width = shape->expert_width, experts = shape->router.experts;
     double *logits = calloc((size_t)experts, sizeof(double));
@@ -112,6 +134,9 @@ double moe_ref_row(const moe_ref_layer_t *layer, const float *x, double *y)
         logits[e] = dot(layer->router + e * hidden, x, hidden);
     }
     double gap = moe_ref_route(&shape->router, logits, layer->bias, weight);
+    if (expert != NULL && expert[0] >= 0) {
+        moe_ref_weigh(&shape->router, logits, expert, weight);
+    }
     for (int64_t d = 0; d < hidden; d++) {
         y[d] = 0;
     }

@@ -8,6 +8,10 @@
 double moe_ref_route(const ra_router_t *router, const double *logits, const float *bias,
                      double *weight);
 
+/** One row whose experts are given: weight [E] from their scores, 0 for the others. */
+void moe_ref_weigh(const ra_router_t *router, const double *logits, const int32_t *expert,
+                   double *weight);
+
 /** Weights of a layer as plain fp32 arrays. */
 typedef struct moe_ref_layer {
     ra_moe_shape_t shape;
@@ -18,5 +22,8 @@ typedef struct moe_ref_layer {
 
 /** y [hidden] for one row x [hidden]; every expert is computed. @return the routing gap. */
 double moe_ref_row(const moe_ref_layer_t *layer, const float *x, double *y);
+/** The same with @a expert [k] instead of the router's choice; NULL or -1 first: the router's. */
+double moe_ref_row_forced(const moe_ref_layer_t *layer, const float *x, const int32_t *expert,
+                          double *y);
 
 #endif

@@ -2,6 +2,7 @@
 #include "comm/ranks.h"
 #include "moe/moe.h"
 #include "tests/moe/moe_layer.h"
+#include "tests/moe/random_replay.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -39,6 +40,7 @@ typedef struct call {
     const float *x;
     float *y, *gap;
     bool accumulate;
+    ra_router_replay_t replay;
     ra_pool_t *pool;
 } call_t;
 
@@ -68,7 +70,8 @@ static ra_status_t run_call(const call_t *call, ra_comm_t *comm)
                           .y = call->y,
                           .y_stride = stride,
                           .accumulate = call->accumulate,
-                          .gap = call->gap};
+                          .gap = call->gap,
+                          .replay = call->replay};
     ra_status_t status = ra_moe_forward(plan, &args, stream);
     ra_moe_plan_destroy(plan);
     ra_moe_weights_destroy(weights);
@@ -77,25 +80,27 @@ static ra_status_t run_call(const call_t *call, ra_comm_t *comm)
     return status;
 }
 
-/* Compare with the oracle, row by row, where the choice of experts is not a near tie. */
-static void compare(const moe_layer_t *layer, int64_t rows, const float *x, const float *y,
-                    const float *gap)
+/* Compare with the oracle, row by row, where the choice of experts is forced or not a near tie. */
+static void compare(const call_t *call)
 {
+    const moe_layer_t *layer = call->layer;
     int64_t hidden = layer->ref.shape.hidden, stride = hidden + PAD, compared = 0;
     double *want = malloc((size_t)hidden * sizeof(*want));
-    for (int64_t t = 0; t < rows; t++) {
-        double want_gap = moe_ref_row(&layer->ref, x + t * stride, want);
-        assert_true(fabs((double)gap[t] - want_gap) < 5e-6);
-        if (want_gap > 1e-5) {
+    for (int64_t t = 0; t < call->rows; t++) {
+        const float *y = call->y + t * stride;
+        const int32_t *forced = ra_router_replay_at(&call->replay, t * call->replay.stride).forced;
+        double want_gap = moe_ref_row_forced(&layer->ref, call->x + t * stride, forced, want);
+        assert_true(fabs((double)call->gap[t] - want_gap) < 5e-6);
+        if (want_gap > 1e-5 || (forced != NULL && forced[0] >= 0)) {
             /* fp32 sums over hidden and width of terms below 1 */
-            test_near(y + t * stride, want, hidden, 5e-6, 5e-6, "y");
+            test_near(y, want, hidden, 5e-6, 5e-6, "y");
             compared++;
         }
         for (int64_t d = hidden; d < stride; d++) {
-            assert_true(isnan(y[t * stride + d])); /* nothing beyond the row is written */
+            assert_true(isnan(y[d])); /* nothing beyond the row is written */
         }
     }
-    assert_true(compared >= rows * 9 / 10);
+    assert_true(compared >= call->rows * 9 / 10);
     free(want);
 }
 
@@ -121,12 +126,46 @@ static void forward_equals_the_dense_loop(void **unused)
                                .gap = gap};
                 test_poison(gap, rows);
                 assert_int_equal(run_call(&call, NULL), RA_OK);
-                compare(layer, rows, x, y, gap);
+                compare(&call);
             }
             free(x);
             free(y);
             free(gap);
         }
+        moe_layer_destroy(layer);
+    }
+}
+
+/* Forced experts run, with their own weights; those chosen are the ones of a call that forces none.
+ */
+static void forced_experts_run_instead_of_the_chosen(void **unused)
+{
+    (void)unused;
+    for (size_t s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++) {
+        moe_layer_t *layer = moe_layer_create(&shapes[s], RA_F32, RA_F32);
+        uint64_t seed = 5;
+        int64_t rows = 100, count = rows * (shapes[s].hidden + PAD);
+        ra_router_replay_t replay = random_replay_create(&shapes[s].router, rows);
+        ra_router_replay_t free_choice = random_replay_create(&shapes[s].router, rows);
+        call_t call = {.layer = layer,
+                       .gemm = "packed",
+                       .tile_rows = 32,
+                       .rows = rows,
+                       .x = moe_random_floats(count, &seed, 1),
+                       .y = moe_random_floats(count, &seed, 1),
+                       .gap = moe_random_floats(rows, &seed, 1),
+                       .replay = {.chosen = free_choice.chosen, .stride = free_choice.stride}};
+        assert_int_equal(run_call(&call, NULL), RA_OK);
+        compare(&call);
+        call.replay = replay;
+        assert_int_equal(run_call(&call, NULL), RA_OK);
+        compare(&call);
+        assert_memory_equal(replay.chosen, free_choice.chosen, random_replay_bytes(&replay, rows));
+        random_replay_destroy(&replay);
+        random_replay_destroy(&free_choice);
+        free((void *)(uintptr_t)call.x);
+        free(call.y);
+        free(call.gap);
         moe_layer_destroy(layer);
     }
 }
@@ -190,11 +229,12 @@ static ra_status_t rank_main(ra_comm_t *comm, void *arg)
     call.x += begin * stride;
     call.y += begin * stride;
     call.gap += begin;
+    call.replay = ra_router_replay_at(&call.replay, begin * call.replay.stride);
     return run_call(&call, comm);
 }
 
 static void expert_parallel(const ra_moe_shape_t *shape, int ranks, int64_t tile_rows,
-                            ra_pool_t *pool)
+                            ra_pool_t *pool, bool forced)
 {
     uint64_t seed = 5;
     moe_layer_t *layer = moe_layer_create(shape, RA_F32, RA_F32);
@@ -208,8 +248,12 @@ static void expert_parallel(const ra_moe_shape_t *shape, int ranks, int64_t tile
     float *got = moe_random_floats(count, &seed, 1), *gap = moe_random_floats(rows, &seed, 1);
     call_t call = {
         .layer = layer, .gemm = "packed", .rows = rows, .x = x, .y = want, .gap = want_gap};
+    ra_router_replay_t alone = random_replay_create(&shape->router, rows);
+    ra_router_replay_t shared = random_replay_create(&shape->router, rows);
+    call.replay = forced ? alone : (ra_router_replay_t){0};
     assert_int_equal(run_call(&call, NULL), RA_OK);
     call_t all = call;
+    all.replay = forced ? shared : (ra_router_replay_t){0};
     all.rows = 60;
     all.tile_rows = tile_rows;
     all.y = got;
@@ -218,12 +262,15 @@ static void expert_parallel(const ra_moe_shape_t *shape, int ranks, int64_t tile
     test_poison(gap, rows);
     assert_int_equal(ra_ranks_run("local", ranks, rank_main, &all), RA_OK);
     assert_memory_equal(gap, want_gap, (size_t)rows * sizeof(float));
+    assert_memory_equal(shared.chosen, alone.chosen, random_replay_bytes(&alone, rows));
     moe_same_bits(got, want, count, ranks, shape->hidden);
     free(x);
     free(want);
     free(want_gap);
     free(got);
     free(gap);
+    random_replay_destroy(&alone);
+    random_replay_destroy(&shared);
     moe_layer_destroy(layer);
 }
 
@@ -235,8 +282,9 @@ static void expert_parallel_gives_the_bits_of_replicated(void **unused)
     assert_int_equal(ra_pool_create(2, &pool), RA_OK);
     for (size_t r = 0; r < sizeof(rank_counts) / sizeof(rank_counts[0]); r++) {
         for (size_t s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++) {
-            expert_parallel(&shapes[s], rank_counts[r], 0, NULL);
-            expert_parallel(&shapes[s], rank_counts[r], 16, pool); /* several rounds */
+            expert_parallel(&shapes[s], rank_counts[r], 0, NULL, false);
+            expert_parallel(&shapes[s], rank_counts[r], 16, pool, false); /* several rounds */
+            expert_parallel(&shapes[s], rank_counts[r], 16, pool, true);
         }
     }
     ra_pool_destroy(pool);
@@ -247,7 +295,7 @@ static void ranks_without_experts_take_part(void **unused)
 {
     (void)unused;
     ra_moe_shape_t shape = {16, 8, 8, {4, 2, 1, 1, true, 1}};
-    expert_parallel(&shape, 7, 3, NULL); /* fewer rows in flight than ranks */
+    expert_parallel(&shape, 7, 3, NULL, true); /* fewer rows in flight than ranks */
 }
 
 static void every_expert_has_one_owner(void **unused)
@@ -299,6 +347,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(forward_equals_the_dense_loop),
+        cmocka_unit_test(forced_experts_run_instead_of_the_chosen),
         cmocka_unit_test(accumulating_adds_to_what_is_there),
         cmocka_unit_test(a_row_that_is_not_finite_stays_alone),
         cmocka_unit_test(expert_parallel_gives_the_bits_of_replicated),

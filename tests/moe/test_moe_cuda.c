@@ -4,6 +4,7 @@
 #include "moe/moe.h"
 #include "tests/gpu_support.h"
 #include "tests/moe/moe_layer.h"
+#include "tests/moe/random_replay.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,6 +24,7 @@ typedef struct call {
     const float *x;
     float *y, *gap;
     bool accumulate;
+    ra_router_replay_t replay; /* host arrays */
 } call_t;
 
 /* Rows of x in the call's type. */
@@ -37,6 +39,36 @@ static void *typed_rows(const call_t *call, int64_t count)
         }
     }
     return wide;
+}
+
+/* The call's replay in device memory, or back from there and freed. */
+static ra_router_replay_t upload_replay(const call_t *call, ra_device_t *device,
+                                        ra_stream_t *stream)
+{
+    int64_t bytes = call->rows * call->replay.stride * 4;
+    void *forced = NULL, *chosen = NULL;
+    if (call->replay.forced != NULL) {
+        assert_int_equal(ra_device_alloc(device, bytes, &forced), RA_OK);
+        assert_int_equal(ra_stream_copy(stream, forced, call->replay.forced, bytes), RA_OK);
+    }
+    if (call->replay.chosen != NULL) {
+        assert_int_equal(ra_device_alloc(device, bytes, &chosen), RA_OK);
+        assert_int_equal(ra_stream_copy(stream, chosen, call->replay.chosen, bytes), RA_OK);
+    }
+    return (ra_router_replay_t){.forced = forced, .chosen = chosen, .stride = call->replay.stride};
+}
+
+static void download_replay(const call_t *call, ra_device_t *device, ra_stream_t *stream,
+                            const ra_router_replay_t *replay)
+{
+    if (replay->chosen != NULL) {
+        assert_int_equal(ra_stream_copy(stream, call->replay.chosen, replay->chosen,
+                                        call->rows * replay->stride * 4),
+                         RA_OK);
+    }
+    assert_int_equal(ra_stream_sync(stream), RA_OK);
+    ra_device_free(device, (void *)(uintptr_t)replay->forced);
+    ra_device_free(device, replay->chosen);
 }
 
 static ra_status_t queue_call(const call_t *call, ra_comm_t *comm, ra_device_t *device,
@@ -74,11 +106,12 @@ static ra_status_t queue_call(const call_t *call, ra_comm_t *comm, ra_device_t *
                           .y = y,
                           .y_stride = stride,
                           .accumulate = call->accumulate,
-                          .gap = gap};
+                          .gap = gap,
+                          .replay = upload_replay(call, device, stream)};
     ra_status_t status = ra_moe_forward(plan, &args, stream);
     assert_int_equal(ra_stream_copy(stream, call->y, y, count * 4), RA_OK);
     assert_int_equal(ra_stream_copy(stream, call->gap, gap, call->rows * 4), RA_OK);
-    assert_int_equal(ra_stream_sync(stream), RA_OK);
+    download_replay(call, device, stream, &args.replay);
     ra_moe_plan_destroy(plan);
     ra_moe_weights_destroy(weights);
     ra_device_free(device, x);
@@ -117,7 +150,7 @@ static float *bf16_floats(int64_t n, uint64_t *seed)
     return values;
 }
 
-/* Compare with the oracle, row by row, where the choice of experts is not a near tie. */
+/* Compare with the oracle, row by row, where the choice of experts is forced or not a near tie. */
 static void compare(const call_t *call)
 {
     const moe_layer_t *layer = call->layer;
@@ -125,14 +158,15 @@ static void compare(const call_t *call)
     double *want = malloc((size_t)hidden * sizeof(*want));
     for (int64_t t = 0; t < call->rows; t++) {
         const float *y = call->y + t * stride;
-        double want_gap = moe_ref_row(&layer->ref, call->x + t * stride, want);
+        const int32_t *forced = ra_router_replay_at(&call->replay, t * call->replay.stride).forced;
+        double want_gap = moe_ref_row_forced(&layer->ref, call->x + t * stride, forced, want);
         if (!(fabs((double)call->gap[t] - want_gap) < 5e-6)) {
             fail_msg("gap of row %d: got %.9g, want %.9g", (int)t, (double)call->gap[t], want_gap);
         }
         for (int64_t d = hidden; d < stride; d++) {
             assert_true(isnan(y[d])); /* nothing beyond the row is written */
         }
-        if (want_gap < 1e-5) {
+        if (want_gap < 1e-5 && (forced == NULL || forced[0] < 0)) {
             continue;
         }
         compared++;
@@ -197,6 +231,41 @@ static void forward_equals_the_dense_loop(void **unused)
         compare_shape(&shapes[s], RA_F32, RA_BF16, RA_BF16);
         compare_shape(&shapes[s], RA_BF16, RA_BF16, RA_BF16);
         compare_shape(&shapes[s], RA_BF16, RA_BF16, RA_F32); /* the router keeps its precision */
+    }
+}
+
+/* Forced experts run, with their own weights; those chosen are the ones of a call that forces none.
+ */
+static void forced_experts_run_instead_of_the_chosen(void **unused)
+{
+    (void)unused;
+    skip_without_gpu();
+    for (size_t s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++) {
+        moe_layer_t *layer = moe_layer_create(&shapes[s], RA_BF16, RA_BF16);
+        uint64_t seed = 5;
+        int64_t rows = 100, count = rows * (shapes[s].hidden + PAD);
+        ra_router_replay_t replay = random_replay_create(&shapes[s].router, rows);
+        ra_router_replay_t free_choice = random_replay_create(&shapes[s].router, rows);
+        call_t call = {.layer = layer,
+                       .dtype = s % 2 ? RA_BF16 : RA_F32,
+                       .tile_rows = 48,
+                       .rows = rows,
+                       .x = bf16_floats(count, &seed),
+                       .y = moe_random_floats(count, &seed, 1),
+                       .gap = moe_random_floats(rows, &seed, 1),
+                       .replay = {.chosen = free_choice.chosen, .stride = free_choice.stride}};
+        assert_int_equal(run_call(&call, NULL), RA_OK);
+        compare(&call);
+        call.replay = replay;
+        assert_int_equal(run_call(&call, NULL), RA_OK);
+        compare(&call);
+        assert_memory_equal(replay.chosen, free_choice.chosen, random_replay_bytes(&replay, rows));
+        random_replay_destroy(&replay);
+        random_replay_destroy(&free_choice);
+        free((void *)(uintptr_t)call.x);
+        free(call.y);
+        free(call.gap);
+        moe_layer_destroy(layer);
     }
 }
 
@@ -300,11 +369,12 @@ static ra_status_t rank_main(ra_comm_t *comm, void *arg)
     call.x += begin * stride;
     call.y += begin * stride;
     call.gap += begin;
+    call.replay = ra_router_replay_at(&call.replay, begin * call.replay.stride);
     return run_call(&call, comm);
 }
 
 static void expert_parallel(const ra_moe_shape_t *shape, ra_dtype_t dtype, int ranks,
-                            int64_t tile_rows)
+                            int64_t tile_rows, bool forced)
 {
     uint64_t seed = 5;
     moe_layer_t *layer = moe_layer_create(shape, RA_BF16, RA_BF16);
@@ -319,20 +389,27 @@ static void expert_parallel(const ra_moe_shape_t *shape, ra_dtype_t dtype, int r
                    .x = bf16_floats(count, &seed),
                    .y = moe_random_floats(count, &seed, 1),
                    .gap = moe_random_floats(rows, &seed, 1)};
+    ra_router_replay_t alone = random_replay_create(&shape->router, rows);
+    ra_router_replay_t shared = random_replay_create(&shape->router, rows);
+    call.replay = forced ? alone : (ra_router_replay_t){0};
     assert_int_equal(run_call(&call, NULL), RA_OK);
     call_t all = call;
+    all.replay = forced ? shared : (ra_router_replay_t){0};
     all.rows = 200;
     all.tile_rows = tile_rows;
     all.y = moe_random_floats(count, &seed, 1);
     all.gap = moe_random_floats(rows, &seed, 1);
     assert_int_equal(ra_ranks_run("peer", ranks, rank_main, &all), RA_OK);
     assert_memory_equal(all.gap, call.gap, (size_t)rows * sizeof(float));
+    assert_memory_equal(shared.chosen, alone.chosen, random_replay_bytes(&alone, rows));
     moe_same_bits(all.y, call.y, count, ranks, shape->hidden);
     free((void *)(uintptr_t)call.x);
     free(call.y);
     free(call.gap);
     free(all.y);
     free(all.gap);
+    random_replay_destroy(&alone);
+    random_replay_destroy(&shared);
     moe_layer_destroy(layer);
 }
 
@@ -344,19 +421,21 @@ static void expert_parallel_gives_the_bits_of_replicated(void **unused)
     for (size_t r = 0; r < sizeof(rank_counts) / sizeof(rank_counts[0]); r++) {
         for (size_t s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++) {
             ra_dtype_t dtype = s == 3 ? RA_F32 : RA_BF16;
-            expert_parallel(&shapes[s], dtype, rank_counts[r], 0);
-            expert_parallel(&shapes[s], dtype, rank_counts[r], 48); /* several rounds */
+            expert_parallel(&shapes[s], dtype, rank_counts[r], 0, false);
+            expert_parallel(&shapes[s], dtype, rank_counts[r], 48, false); /* several rounds */
+            expert_parallel(&shapes[s], dtype, rank_counts[r], 48, true);
         }
     }
     /* More ranks than experts: some run none and only hand in their tokens. */
     const ra_moe_shape_t few = {64, 32, 32, {4, 2, 1, 1, true, 1}};
-    expert_parallel(&few, RA_BF16, 6, 0);
+    expert_parallel(&few, RA_BF16, 6, 0, true);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(forward_equals_the_dense_loop),
+        cmocka_unit_test(forced_experts_run_instead_of_the_chosen),
         cmocka_unit_test(a_published_size_equals_the_dense_loop),
         cmocka_unit_test(accumulating_adds_to_what_is_there),
         cmocka_unit_test(a_row_that_is_not_finite_stays_alone),

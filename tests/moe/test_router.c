@@ -1,6 +1,7 @@
 #include "base/cpu_isa.h"
 #include "moe/router.h"
 #include "tests/moe/moe_ref.h"
+#include "tests/moe/random_replay.h"
 #include "tests/test_support.h"
 #include <stdlib.h>
 #include <string.h>
@@ -141,6 +142,66 @@ static void infinite_logits_are_ordinary(void **unused)
     assert_true(fabsf(weight[0] - 2.0F / 3) < 1e-6F && fabsf(weight[1] - 1.0F / 3) < 1e-6F);
 }
 
+enum { REPLAY_ROWS = 60 };
+
+/* One router on rows of which every fourth has a NaN logit and every third is not forced. */
+static void replay(const ra_router_t *router)
+{
+    static float logits[REPLAY_ROWS * MAX_EXPERTS];
+    const int32_t k = router->top_k, experts = router->experts;
+    int32_t own[REPLAY_ROWS * MAX_TOP_K], expert[REPLAY_ROWS * MAX_TOP_K];
+    float own_weight[REPLAY_ROWS * MAX_TOP_K], weight[REPLAY_ROWS * MAX_TOP_K];
+    ra_router_replay_t both = random_replay_create(router, REPLAY_ROWS);
+    uint64_t seed = 21;
+    test_fill(logits, REPLAY_ROWS * experts, &seed, -4, 4);
+    for (int row = 3; row < REPLAY_ROWS; row += 4) {
+        logits[row * experts + row % experts] = NAN;
+    }
+    ra_router_select(router, REPLAY_ROWS, logits, NULL, own, own_weight, NULL);
+    memcpy(expert, own, sizeof(own));
+    memcpy(weight, own_weight, sizeof(weight));
+    ra_router_replay(router, &both, REPLAY_ROWS, logits, expert, weight);
+    for (int64_t row = 0; row < REPLAY_ROWS; row++) {
+        bool forced = row % 3 != 2, has_nan = row % 4 == 3;
+        double wide[MAX_EXPERTS], want[MAX_EXPERTS];
+        const int32_t *ran = forced ? both.forced + row * both.stride : own + row * k;
+        const int32_t *chosen = both.chosen + row * both.stride;
+        for (int e = 0; e < experts; e++) {
+            wide[e] = (double)logits[row * experts + e];
+        }
+        moe_ref_weigh(router, wide, ran, want);
+        assert_memory_equal(chosen, own + row * k, (size_t)k * sizeof(*own));
+        assert_int_equal(chosen[k], 0x7f7f7f7f); /* nothing beyond the row is written */
+        assert_memory_equal(expert + row * k, ran, (size_t)k * sizeof(*ran));
+        for (int32_t j = 0; j < k; j++) {
+            double w = (double)weight[row * k + j];
+            assert_true(has_nan ? isnan(w) : fabs(w - want[ran[j]]) <= 1e-6 * want[ran[j]]);
+        }
+    }
+    random_replay_destroy(&both);
+    /* The own choice forced: the same bits. */
+    ra_router_replay_t again = {.forced = own, .stride = k};
+    memcpy(weight, own_weight, sizeof(weight));
+    ra_router_replay(router, &again, REPLAY_ROWS, logits, expert, weight);
+    for (int64_t i = 0; i < REPLAY_ROWS * k; i++) {
+        bool nan = isnan(weight[i]) && isnan(own_weight[i]);
+        assert_true(expert[i] == own[i] && (nan || weight[i] == own_weight[i]));
+    }
+}
+
+static void forced_experts_get_the_weights_of_the_oracle(void **unused)
+{
+    (void)unused;
+    ra_cpu_isa_t best = ra_cpu_isa();
+    for (int isa = 0; isa <= (int)best; isa++) {
+        assert_int_equal(ra_cpu_isa_force((ra_cpu_isa_t)isa), 0);
+        for (size_t i = 0; i < sizeof(routers) / sizeof(routers[0]); i++) {
+            replay(&routers[i]);
+        }
+    }
+    assert_int_equal(ra_cpu_isa_force(best), 0);
+}
+
 static void impossible_routers_are_refused(void **unused)
 {
     (void)unused;
@@ -162,6 +223,7 @@ int main(void)
         cmocka_unit_test(a_group_outside_the_limit_is_never_chosen),
         cmocka_unit_test(a_nan_logit_is_chosen_last_and_seen_in_the_weights),
         cmocka_unit_test(infinite_logits_are_ordinary),
+        cmocka_unit_test(forced_experts_get_the_weights_of_the_oracle),
         cmocka_unit_test(impossible_routers_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
