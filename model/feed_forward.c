@@ -31,7 +31,7 @@ static ra_status_t dense_rows(ra_forward_t *f, const ra_prepared_layer_t *layer,
 }
 
 static ra_status_t moe_rows(ra_forward_t *f, const ra_prepared_layer_t *layer, float *x, int64_t n,
-                            float *routing_gap)
+                            float *routing_gap, ra_router_replay_t replay)
 {
     int64_t hidden = f->params.config->hidden_size;
     ra_moe_args_t args = {.weights = ra_prepared_moe(f->params.weights, layer, f->rank),
@@ -41,12 +41,14 @@ static ra_status_t moe_rows(ra_forward_t *f, const ra_prepared_layer_t *layer, f
                           .y = x,
                           .y_stride = hidden,
                           .accumulate = true,
-                          .gap = routing_gap != NULL ? f->gap : NULL};
+                          .gap = routing_gap != NULL ? f->gap : NULL,
+                          .replay = replay};
     RA_TRY(ra_moe_forward(f->moe, &args, f->params.stream));
     return routing_gap == NULL ? RA_OK : ra_op_min_rows(f->gap, n, routing_gap, f->params.stream);
 }
 
-ra_status_t ra_feed_forward(ra_forward_t *f, const ra_prepared_layer_t *layer, float *routing_gap)
+ra_status_t ra_feed_forward(ra_forward_t *f, const ra_prepared_layer_t *layer, float *routing_gap,
+                            const ra_router_replay_t *replay)
 {
     int64_t hidden = f->params.config->hidden_size;
     /* With experts over ranks every rank takes part in every call, so all make as many as the
@@ -63,8 +65,10 @@ ra_status_t ra_feed_forward(ra_forward_t *f, const ra_prepared_layer_t *layer, f
         if (layer->moe == NULL) {
             RA_TRY(dense_rows(f, layer, x, n));
         } else {
-            float *gap = routing_gap != NULL && n > 0 ? routing_gap + begin : routing_gap;
-            RA_TRY(moe_rows(f, layer, x, n, gap));
+            int64_t first = n > 0 ? begin : 0;
+            float *gap = routing_gap != NULL ? routing_gap + first : NULL;
+            RA_TRY(
+                moe_rows(f, layer, x, n, gap, ra_router_replay_at(replay, first * replay->stride)));
         }
     }
     return RA_OK;

@@ -236,7 +236,8 @@ ra_status_t ra_project_rows(ra_forward_t *f, const ra_prepared_layer_t *layer,
 }
 
 /* One layer on this rank's rows; the same calls on every rank. */
-static ra_status_t run_layer(ra_forward_t *f, int64_t l, float *routing_gap)
+static ra_status_t run_layer(ra_forward_t *f, int64_t l, float *routing_gap,
+                             const ra_router_replay_t *replay)
 {
     const ra_prepared_layer_t *layer = ra_prepared_acquire(f->params.weights, l);
     bool softmax = f->params.config->layer[l].mixer == RA_MIXER_SOFTMAX;
@@ -245,7 +246,7 @@ static ra_status_t run_layer(ra_forward_t *f, int64_t l, float *routing_gap)
     ra_status_t status = softmax ? ra_mixer_softmax(f, l, layer) : ra_mixer_linear(f, l, layer);
     if (status == RA_OK) {
         ra_span_t inner = ra_trace_begin("feed forward");
-        status = ra_feed_forward(f, layer, routing_gap);
+        status = ra_feed_forward(f, layer, routing_gap, replay);
         ra_trace_end(inner, f->rank, RA_LANE_COMPUTE, l);
     }
     ra_prepared_release(f->params.weights, l);
@@ -262,11 +263,15 @@ ra_status_t ra_forward_run(ra_forward_t *f, const ra_forward_io_t *io)
     if (io->routing_gap != NULL) {
         RA_TRY(ra_op_fill(io->routing_gap, f->rows, INFINITY, f->params.stream));
     }
+    ra_router_replay_t replay = io->replay;
     for (int64_t l = 0; l < f->params.config->layers; l++) {
         if (atomic_load_explicit(&control->stop, memory_order_relaxed)) {
             return RA_ERR_STOPPED;
         }
-        RA_TRY(run_layer(f, l, io->routing_gap));
+        RA_TRY(run_layer(f, l, io->routing_gap, &replay));
+        if (f->params.config->layer[l].feed_forward == RA_FFN_MOE) {
+            replay = ra_router_replay_at(&replay, f->params.config->experts_per_token);
+        }
         RA_TRY(ra_stream_sync(f->params.stream)); /* so that progress is what was done */
         atomic_fetch_add_explicit(&control->rows_done, f->rows, memory_order_relaxed);
     }

@@ -18,6 +18,7 @@
 
 #include "comm/comm.h"
 #include "model/prepared_weights.h"
+#include "moe/router.h"
 #include "ring/layout.h"
 #include <stdatomic.h>
 
@@ -76,6 +77,8 @@ typedef struct ra_forward_io {
     float *logprob;        /**< [rows] out where target >= 0, else 0 */
     float
         *routing_gap; /**< optional [rows]: smallest gap of the row's expert choices over layers */
+    ra_router_replay_t replay; /**< optional; a row is the MoE layers' choices, one layer after the
+                                  other: the arrays begin with the first layer's */
     int64_t
         logits_row; /**< row whose log-probabilities of the whole vocabulary are wanted, or -1 */
     float *next_logprob; /**< [vocab_size] out for logits_row */

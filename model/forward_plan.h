@@ -49,8 +49,10 @@ ra_status_t ra_project_rows(ra_forward_t *f, const ra_prepared_layer_t *layer,
 ra_status_t ra_mixer_softmax(ra_forward_t *f, int64_t l, const ra_prepared_layer_t *layer);
 /** x += lightning attention of linear layer @a l. */
 ra_status_t ra_mixer_linear(ra_forward_t *f, int64_t l, const ra_prepared_layer_t *layer);
-/** x += feed forward, dense or mixture of experts; folds the routing gap. */
-ra_status_t ra_feed_forward(ra_forward_t *f, const ra_prepared_layer_t *layer, float *routing_gap);
+/** x += feed forward, dense or mixture of experts; folds the routing gap. @a replay is the layer's,
+ * untouched by a dense one. */
+ra_status_t ra_feed_forward(ra_forward_t *f, const ra_prepared_layer_t *layer, float *routing_gap,
+                            const ra_router_replay_t *replay);
 /** Log-probabilities of targets and, where asked, of one row's whole vocabulary. */
 ra_status_t ra_lm_head(ra_forward_t *f, const ra_forward_io_t *io);
 

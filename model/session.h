@@ -60,6 +60,12 @@ const ra_session_options_t *ra_session_options(const ra_session_t *session);
 /** Documents of at most this many tokens are placed whole on one rank; longer ones are sharded. */
 int64_t ra_session_whole_tokens(const ra_session_t *session);
 
+/**
+ * int32s a token in the arrays of expert choices below: MoE layers x experts per token, layers
+ * ascending; 0 for a model without experts.
+ */
+int64_t ra_session_routing_width(const ra_session_t *session);
+
 /** One document as token ids. tokens are borrowed and valid for the call. */
 typedef struct ra_sequence {
     const int32_t *tokens; /**< [count], each in [0, vocab_size): checked by the call */
@@ -67,7 +73,16 @@ typedef struct ra_sequence {
     float *logprob;     /**< out [count - 1]: ln p(tokens[t+1] | tokens[0..t]); NULL: not wanted */
     float *routing_gap; /**< optional out [count - 1]: smallest margin of any expert choice of token
                            t */
-    ra_status_t status; /**< out: RA_OK, RA_ERR_INPUT (token id), RA_ERR_NONFINITE */
+    /** Routing replay, ra_session_score() only: optional [count, routing width], the experts to run
+     * instead of those the routers choose, in any order within a layer, distinct. Weights are
+     * computed as ever from this run's scores of the forced experts. Documents of a call may differ
+     * in whether they have it. */
+    const int32_t *forced_experts;
+    /** Optional out [count, routing width], likewise: what the routers choose, ascending within a
+     * layer; also where other experts are forced, so that flips show without their consequences.
+     * Given as forced_experts to the same call again, the results are the same bits. */
+    int32_t *chosen_experts;
+    ra_status_t status; /**< out: RA_OK, RA_ERR_INPUT (token id, expert), RA_ERR_NONFINITE */
 } ra_sequence_t;
 
 /**

@@ -1,5 +1,5 @@
 #include "base/log.h"
-#include "model/session_state.h"
+#include "model/session_routing.h"
 #include "ring/gather.h"
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +10,7 @@ typedef struct local_rows {
     float *logprob, *gap;
     int32_t *device_token, *device_target;
     float *device_logprob, *device_gap, *device_next;
+    ra_local_routing_t routing;
 } local_rows_t;
 
 static void free_local(local_rows_t *local)
@@ -57,6 +58,7 @@ static void free_device(ra_device_t *device, local_rows_t *local)
     ra_device_free(device, local->device_logprob);
     ra_device_free(device, local->device_gap);
     ra_device_free(device, local->device_next);
+    ra_local_routing_free(device, &local->routing);
 }
 
 static ra_status_t upload(const ra_pass_t *pass, int64_t rows, ra_stream_t *stream,
@@ -126,8 +128,12 @@ static ra_status_t forward_rank(ra_pass_t *pass, ra_comm_t *comm, ra_stream_t *s
                           .routing_gap = local->device_gap,
                           .logits_row = last_row(pass, rank),
                           .next_logprob = local->device_next};
+    RA_TRY(ra_local_routing_upload(pass, rank, stream, &local->routing, &io.replay));
     RA_TRY(ra_forward_create(&params, &forward));
     ra_status_t status = ra_forward_run(forward, &io);
+    if (status == RA_OK) {
+        status = ra_local_routing_download(pass, rank, stream, &local->routing);
+    }
     if (status == RA_OK) {
         status = download(pass, rows, io.logits_row >= 0, stream, local);
     }
@@ -148,7 +154,7 @@ static ra_status_t gather_results(const ra_pass_t *pass, ra_comm_t *comm, const 
     if (pass->routing_gap != NULL) {
         RA_TRY(ra_ring_gather(comm, pass->layout, 0, sizeof(float), local->gap, pass->routing_gap));
     }
-    return RA_OK;
+    return ra_local_routing_gather(pass, comm, &local->routing);
 }
 
 static ra_status_t rank_body(ra_comm_t *comm, void *arg)

@@ -121,6 +121,9 @@ static ra_status_t check_input(const prefill_t *p, const ra_sequence_t *document
     if (document->count < 1) {
         return ra_fail(RA_ERR_INPUT, "prefill", "no token to prefill");
     }
+    if (document->forced_experts != NULL || document->chosen_experts != NULL) {
+        return ra_fail(RA_ERR_USAGE, "prefill", "expert choices are given to and by scoring only");
+    }
     for (int64_t t = 0; t < document->count; t++) {
         if (document->tokens[t] < 0 || document->tokens[t] >= vocab) {
             return ra_fail(RA_ERR_INPUT, "prefill",

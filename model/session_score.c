@@ -1,10 +1,12 @@
 #include "base/checked.h"
-#include "model/session_state.h"
+#include "model/session_routing.h"
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
-/* A document with a token outside the vocabulary fails alone and takes no part in the pass. */
-static void check_tokens(const ra_session_t *session, ra_sequence_t *document, int64_t index)
+/* A document with a token or an expert that the model lacks fails alone and takes no part in the
+ * pass. */
+static void check_document(const ra_session_t *session, ra_sequence_t *document, int64_t index)
 {
     int64_t vocab = session->config->vocab_size;
     document->status = RA_OK;
@@ -19,12 +21,16 @@ static void check_tokens(const ra_session_t *session, ra_sequence_t *document, i
                                        (long long)t, document->tokens[t], (long long)vocab);
         }
     }
+    if (document->status == RA_OK) {
+        document->status = ra_routing_check(session, document);
+    }
 }
 
 /* The documents' rows one after another, as the layout orders them. */
 typedef struct ordered_rows {
     int32_t *token, *target;
     float *logprob, *gap;
+    int32_t *forced, *chosen; /* NULL: no document wants it */
 } ordered_rows_t;
 
 static void free_ordered(ordered_rows_t *rows)
@@ -33,6 +39,8 @@ static void free_ordered(ordered_rows_t *rows)
     free(rows->target);
     free(rows->logprob);
     free(rows->gap);
+    free(rows->forced);
+    free(rows->chosen);
 }
 
 static ra_status_t order_rows(const ra_layout_t *layout, const ra_sequence_t *documents,
@@ -57,10 +65,42 @@ static ra_status_t order_rows(const ra_layout_t *layout, const ra_sequence_t *do
     return RA_OK;
 }
 
-static void return_results(const ra_layout_t *layout, const ordered_rows_t *rows,
-                           ra_sequence_t *documents)
+/* The arrays of routing replay that some document wants, rows of documents without choices as -1.
+ */
+static ra_status_t order_routing(const ra_session_t *session, const ra_layout_t *layout,
+                                 const ra_sequence_t *documents, ordered_rows_t *rows)
 {
+    const int64_t width = ra_session_routing_width(session);
+    const size_t bytes = (size_t)(layout->total_rows * width) * sizeof(int32_t) + 1;
+    bool forced = false, chosen = false;
+
     for (int64_t d = 0; d < layout->document_count; d++) {
+        forced = forced || documents[d].forced_experts != NULL;
+        chosen = chosen || documents[d].chosen_experts != NULL;
+    }
+    rows->forced = forced ? malloc(bytes) : NULL;
+    rows->chosen = chosen ? malloc(bytes) : NULL;
+    if ((forced && rows->forced == NULL) || (chosen && rows->chosen == NULL)) {
+        return ra_fail(RA_ERR_NOMEM, "score", "cannot allocate %zu bytes of expert choices", bytes);
+    }
+    for (int64_t d = 0; d < layout->document_count && forced; d++) {
+        if (layout->documents[d].count > 0) {
+            ra_routing_order(session, &documents[d],
+                             rows->forced + layout->document_row[d] * width);
+        }
+    }
+    return RA_OK;
+}
+
+static void return_results(const ra_session_t *session, const ra_layout_t *layout,
+                           const ordered_rows_t *rows, ra_sequence_t *documents)
+{
+    const int64_t width = ra_session_routing_width(session);
+    for (int64_t d = 0; d < layout->document_count; d++) {
+        if (documents[d].chosen_experts != NULL && layout->documents[d].count > 0) {
+            memcpy(documents[d].chosen_experts, rows->chosen + layout->document_row[d] * width,
+                   (size_t)(layout->documents[d].count * width) * sizeof(int32_t));
+        }
         int64_t row = layout->document_row[d];
         for (int64_t t = 0; t + 1 < layout->documents[d].count; t++) {
             if (!isfinite(rows->logprob[row + t]) && documents[d].status == RA_OK) {
@@ -88,15 +128,20 @@ static ra_status_t score_layout(ra_session_t *session, const ra_layout_t *layout
         gaps = gaps || documents[d].routing_gap != NULL;
     }
     RA_TRY(order_rows(layout, documents, &rows));
+    ra_status_t status = order_routing(session, layout, documents, &rows);
     ra_pass_t pass = {.session = session,
                       .layout = layout,
                       .token = rows.token,
                       .target = rows.target,
                       .logprob = rows.logprob,
-                      .routing_gap = gaps ? rows.gap : NULL};
-    ra_status_t status = ra_pass_run(&pass);
+                      .routing_gap = gaps ? rows.gap : NULL,
+                      .forced = rows.forced,
+                      .chosen = rows.chosen};
     if (status == RA_OK) {
-        return_results(layout, &rows, documents);
+        status = ra_pass_run(&pass);
+    }
+    if (status == RA_OK) {
+        return_results(session, layout, &rows, documents);
     }
     free_ordered(&rows);
     return status;
@@ -112,7 +157,7 @@ ra_status_t ra_session_score(ra_session_t *session, ra_sequence_t *documents, in
                        (long long)count);
     }
     for (int64_t d = 0; d < count; d++) {
-        check_tokens(session, &documents[d], d);
+        check_document(session, &documents[d], d);
         shape[d].count = documents[d].status == RA_OK ? documents[d].count : 0;
     }
     ra_status_t status = ra_layout_create(shape, count, session->options.tile,

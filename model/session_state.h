@@ -33,7 +33,9 @@ typedef struct ra_pass {
     const int32_t *target;           /**< [total rows], -1 where nothing is scored; NULL: nowhere */
     float *logprob;                  /**< out [total rows] on the process of rank 0, with target */
     float *routing_gap;              /**< optional out [total rows] */
-    float *next_logprob; /**< optional out [vocab]: after the last row of the last document */
+    const int32_t *forced; /**< optional [total rows, routing width], see ra_router_replay_t */
+    int32_t *chosen;       /**< optional out, likewise */
+    float *next_logprob;   /**< optional out [vocab]: after the last row of the last document */
 } ra_pass_t;
 
 /** Run the pass on the session's ranks. @retval RA_ERR_STOPPED and everything ra_forward_run() has.
