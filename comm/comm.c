@@ -176,3 +176,8 @@ void ra_comm_abort(ra_comm_t *comm, ra_status_t cause)
 {
     comm->end->ops->abort(comm->end, cause);
 }
+
+bool ra_comm_aborted(const ra_comm_t *comm)
+{
+    return comm->end->ops->aborted(comm->end);
+}

@@ -71,6 +71,11 @@ void ra_nccl_abort(ra_transport_t *transport, ra_status_t cause)
     }
 }
 
+bool ra_nccl_aborted(ra_transport_t *transport)
+{
+    return atomic_load(&((ra_nccl_end_t *)transport)->world->aborted);
+}
+
 /* Threads sleep until all have come, so that nobody waits inside NCCL for one that never will. */
 static ra_status_t meet_threads(ra_nccl_end_t *end)
 {

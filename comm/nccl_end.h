@@ -65,6 +65,7 @@ ra_status_t ra_nccl_open(int size, ra_transport_t **ends_p);
 ra_status_t ra_nccl_join(const ra_launch_t *launch, ra_transport_t **end_p);
 ra_status_t ra_nccl_attach(ra_transport_t *transport, ra_stream_t *compute);
 void ra_nccl_abort(ra_transport_t *transport, ra_status_t cause);
+bool ra_nccl_aborted(ra_transport_t *transport);
 void ra_nccl_close(ra_transport_t *transport);
 
 #endif

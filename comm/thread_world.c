@@ -457,6 +457,15 @@ void ra_thread_abort(ra_transport_t *transport, ra_status_t cause)
     pthread_mutex_unlock(&world->mutex);
 }
 
+bool ra_thread_aborted(ra_transport_t *transport)
+{
+    ra_thread_world_t *world = ((ra_thread_end_t *)transport)->world;
+    pthread_mutex_lock(&world->mutex);
+    bool aborted = world->aborted;
+    pthread_mutex_unlock(&world->mutex);
+    return aborted;
+}
+
 ra_status_t ra_thread_attach(ra_transport_t *transport, ra_stream_t *compute)
 {
     ra_thread_end_t *end = (ra_thread_end_t *)transport;

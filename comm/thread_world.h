@@ -138,6 +138,7 @@ ra_status_t ra_thread_cancel(ra_request_t *base);
 const void *ra_thread_borrowed(const ra_request_t *base, int index);
 void ra_thread_free(ra_request_t *base);
 void ra_thread_abort(ra_transport_t *transport, ra_status_t cause);
+bool ra_thread_aborted(ra_transport_t *transport);
 void ra_thread_close(ra_transport_t *transport);
 
 /** A thread cannot vanish, and a block of a million keys takes its time. */
@@ -147,6 +148,6 @@ void ra_thread_close(ra_transport_t *transport);
     .measure_waits = ra_thread_measure_waits, .waited = ra_thread_waited,                          \
     .close = ra_thread_close, .post = ra_thread_post, .test = ra_thread_test,                      \
     .wait = ra_thread_wait, .cancel = ra_thread_cancel, .borrowed = ra_thread_borrowed,            \
-    .free = ra_thread_free, .abort = ra_thread_abort
+    .free = ra_thread_free, .abort = ra_thread_abort, .aborted = ra_thread_aborted
 
 #endif

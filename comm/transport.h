@@ -56,6 +56,7 @@ struct ra_transport_ops {
     void (*free)(ra_request_t *request);
     /** From any thread, any number of times; the first cause is kept. */
     void (*abort)(ra_transport_t *end, ra_status_t cause);
+    bool (*aborted)(ra_transport_t *end); /**< by anybody of the world, or for a lost process */
 };
 
 extern const ra_transport_ops_t ra_transport_local;
@@ -72,6 +73,9 @@ ra_status_t ra_transport_find(const char *name, const ra_transport_ops_t **ops_p
 ra_status_t ra_comm_create(ra_transport_t *end, ra_comm_t **comm_p);
 /** Accepts NULL. */
 void ra_comm_destroy(ra_comm_t *comm);
+
+/** True when every later post returns RA_ERR_PEER. Any thread. */
+bool ra_comm_aborted(const ra_comm_t *comm);
 
 /** ra_comm_post() without the limit on tags: for the collectives. */
 ra_status_t ra_comm_post_reserved(ra_comm_t *comm, const ra_transfer_t *transfers, int count,

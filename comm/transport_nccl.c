@@ -371,4 +371,5 @@ const ra_transport_ops_t ra_transport_nccl = {
     .cancel = nccl_cancel,
     .borrowed = nccl_borrowed,
     .free = nccl_free,
-    .abort = ra_nccl_abort};
+    .abort = ra_nccl_abort,
+    .aborted = ra_nccl_aborted};

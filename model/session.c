@@ -148,6 +148,7 @@ static ra_status_t open_parts(ra_session_t *session)
     RA_TRY(resolve_dtype(session));
     ra_device_kind_t kind = ra_device_kind(session->device[0]);
     options->transport = ra_transport_choose(options->transport, kind);
+    RA_TRY(ra_session_open_ranks(session));
     RA_TRY(ra_gemm_select(options->gemm_kernel, kind, options->reproducible, &kernel));
     options->gemm_kernel = ra_gemm_kernel_name(kernel);
     RA_TRY(ra_model_config_load(session->model_dir, decay_factor, &session->config));
@@ -193,6 +194,8 @@ void ra_session_close(ra_session_t *session)
     if (session == NULL) {
         return;
     }
+    ra_ranks_close(session->ranks);
+    free(session->stream);
     if (session->options.trace_file != NULL) {
         ra_trace_close(); /* has reported its own failure; results do not depend on it */
     }

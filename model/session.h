@@ -2,10 +2,12 @@
  * @file  model/session.h
  * @brief A model opened for work on a ring: score documents, prefill a prefix, continue one.
  *
- * A session owns the mapped weights, the thread pool and the kernel choices. Every call below
- * shards its documents over `ranks` ranks, runs the forward pass once and returns results in
- * document order. Calls on one session come from one thread at a time; ra_session_stop() and
- * ra_session_progress() from any.
+ * A session owns the mapped weights, the thread pool, the kernel choices and the ranks. Every call
+ * below shards its documents over `ranks` ranks, runs the forward pass once and returns results in
+ * document order. The first call connects the ranks (their threads, streams and transport), which
+ * stay connected; after a call that failed or was stopped, the next one connects them again. Calls
+ * on one session come from one thread at a time; ra_session_stop() and ra_session_progress() from
+ * any.
  */
 #ifndef RA_MODEL_SESSION_H
 #define RA_MODEL_SESSION_H

@@ -121,6 +121,7 @@ static ra_status_t forward_rank(ra_pass_t *pass, ra_comm_t *comm, ra_stream_t *s
                                   .control = &session->control};
     ra_forward_t *forward = NULL;
 
+    /* Allocates first, which makes the device current: one rank alone has its caller's thread. */
     RA_TRY(upload(pass, rows, stream, local));
     ra_forward_io_t io = {.token = local->device_token,
                           .target = local->device_target,
@@ -160,25 +161,50 @@ static ra_status_t gather_results(const ra_pass_t *pass, ra_comm_t *comm, const 
 static ra_status_t rank_body(ra_comm_t *comm, void *arg)
 {
     ra_pass_t *pass = arg;
+    int rank = ra_comm_rank(comm);
+    ra_stream_t *stream = pass->session->stream[rank];
     local_rows_t local;
-    ra_stream_t *stream = NULL;
     ra_status_t status;
 
-    if (pass->session->options.timeout_s > 0) {
-        ra_comm_set_timeout(comm, pass->session->options.timeout_s);
-    }
-    int rank = ra_comm_rank(comm);
-    ra_device_t *device = pass->session->device[rank % pass->session->places];
     RA_TRY(pack_local(pass, rank, &local));
-    RA_TRY_GOTO(ra_stream_create(device, &stream), out);
-    RA_TRY_GOTO(ra_comm_attach(comm, stream), out);
     RA_TRY_GOTO(forward_rank(pass, comm, stream, &local), out);
     RA_TRY_GOTO(gather_results(pass, comm, &local), out);
 out:
-    free_device(device, &local);
-    ra_stream_destroy(stream);
+    free_device(ra_stream_device(stream), &local);
     free_local(&local);
     return status;
+}
+
+static ra_status_t open_rank(ra_comm_t *comm, void *arg)
+{
+    ra_session_t *session = arg;
+    int rank = ra_comm_rank(comm);
+
+    if (session->options.timeout_s > 0) {
+        ra_comm_set_timeout(comm, session->options.timeout_s);
+    }
+    RA_TRY(ra_stream_create(session->device[rank % session->places], &session->stream[rank]));
+    return ra_comm_attach(comm, session->stream[rank]);
+}
+
+static void close_rank(ra_comm_t *comm, void *arg)
+{
+    ra_session_t *session = arg;
+    int rank = ra_comm_rank(comm);
+    ra_stream_destroy(session->stream[rank]);
+    session->stream[rank] = NULL;
+}
+
+ra_status_t ra_session_open_ranks(ra_session_t *session)
+{
+    const ra_session_options_t *options = &session->options;
+    ra_rank_hooks_t hooks = {.open = open_rank, .close = close_rank, .arg = session};
+    session->stream = calloc((size_t)options->ranks, sizeof(*session->stream));
+    if (session->stream == NULL) {
+        return ra_fail(RA_ERR_NOMEM, "session", "cannot allocate a table of %d streams",
+                       options->ranks);
+    }
+    return ra_ranks_open(options->transport, options->ranks, &hooks, &session->ranks);
 }
 
 ra_status_t ra_pass_run(ra_pass_t *pass)
@@ -187,8 +213,7 @@ ra_status_t ra_pass_run(ra_pass_t *pass)
 
     atomic_store(&session->control.rows_done, 0);
     atomic_store(&session->rows_total, pass->layout->total_rows * session->config->layers);
-    ra_status_t status =
-        ra_ranks_run(session->options.transport, session->options.ranks, rank_body, pass);
+    ra_status_t status = ra_ranks_call(session->ranks, rank_body, pass);
     /* Ranks that saw the stop flag late return what the early ones' leaving caused. */
     if (status != RA_OK && atomic_load(&session->control.stop)) {
         return RA_ERR_STOPPED;

@@ -19,9 +19,14 @@ struct ra_session {
     ra_device_t **device;             /**< [places] */
     ra_prepared_weights_t **prepared; /**< [places] */
     const char *model_digest;         /**< owned by weights */
+    ra_ranks_t *ranks;                /**< connected by the first pass, kept until close */
+    ra_stream_t **stream;             /**< [options.ranks], of each rank while connected */
     ra_forward_control_t control;
     atomic_llong rows_total; /**< rows x layers of the running call */
 };
+
+/** Prepare the ranks of all passes; after devices and transport are known. */
+ra_status_t ra_session_open_ranks(ra_session_t *session);
 
 /** One sharded forward pass over documents in document order. Everything is borrowed. */
 typedef struct ra_pass {

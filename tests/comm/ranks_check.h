@@ -25,6 +25,14 @@ __attribute__((weak)) atomic_int rank_checks_failed;
         }                                                                                          \
     } while (0)
 
+/** ra_ranks_call(), RA_ERR_INTERNAL when any RANK_CHECK failed. */
+static inline ra_status_t checked_ranks_call(ra_ranks_t *ranks, ra_rank_func_t func, void *arg)
+{
+    atomic_store(&rank_checks_failed, 0);
+    ra_status_t status = ra_ranks_call(ranks, func, arg);
+    return atomic_load(&rank_checks_failed) > 0 ? RA_ERR_INTERNAL : status;
+}
+
 /** ra_ranks_run(), RA_ERR_INTERNAL when any RANK_CHECK failed. */
 static inline ra_status_t checked_ranks_run(const char *transport, int ranks, ra_rank_func_t func,
                                             void *arg)

@@ -381,6 +381,56 @@ static void a_rank_that_fails_frees_those_who_wait_for_its_bytes(void **state)
     print_message("%s: over after %.2f s\n", row, ra_clock_s() - before);
 }
 
+static ra_status_t only_meet(ra_comm_t *comm, ra_stream_t *stream, void *arg)
+{
+    (void)stream;
+    (void)arg;
+    return ra_comm_barrier(comm);
+}
+
+/* The first call connects. */
+static void time_calls(const device_world_t *world, int ranks)
+{
+    enum { CALLS = 100 };
+    double begin = ra_clock_s();
+    assert_int_equal(device_world_call(world, only_meet, NULL), RA_OK);
+    double first = ra_clock_s();
+    for (int i = 0; i < CALLS; i++) {
+        assert_int_equal(device_world_call(world, only_meet, NULL), RA_OK);
+    }
+    print_message("%s, %d ranks: first call %.1f ms, later ones %.3f ms\n", row, ranks,
+                  (first - begin) * 1e3, (ra_clock_s() - first) * 1e3 / CALLS);
+}
+
+/* Streams, queues, events, staging and connections serve one call after another; a failed call
+ * takes its world along. */
+static void a_world_serves_many_calls_also_after_a_failed_one(void **state)
+{
+    (void)state;
+    static const device_rank_func_t funcs[] = {gather_and_exchange, walk_and_look, shift_round_ring,
+                                               walk_and_look};
+    for (int ranks = 1; ranks <= 4; ranks++) {
+        device_world_t world = gpu_world();
+        if (!gpu_row_can_run(row, ranks)) {
+            print_message("%s: not run with %d ranks on %d GPUs\n", row, ranks, gpu_count());
+            continue;
+        }
+        assert_int_equal(device_world_open(row, ranks, &world), RA_OK);
+        time_calls(&world, ranks);
+        for (int i = 0; i < 24; i++) {
+            assert_int_equal(device_world_call(&world, funcs[i % 4], NULL), RA_OK);
+            if (ranks == 2) {
+                assert_int_equal(device_world_call(&world, receive_pieces, NULL), RA_OK);
+            }
+            if (ranks == 2 && i % 8 == 3) {
+                assert_int_equal(device_world_call(&world, leave_alone, NULL), RA_ERR_INPUT);
+                assert_string_equal(ra_last_error(), "rank 1 gives up");
+            }
+        }
+        ra_ranks_close(world.ranks);
+    }
+}
+
 static ra_status_t do_nothing(ra_comm_t *comm, ra_stream_t *stream, void *arg)
 {
     (void)comm;
@@ -410,6 +460,7 @@ int main(void)
         cmocka_unit_test(waits_of_the_compute_stream_are_measured),
         cmocka_unit_test(host_and_device_memory_do_not_match),
         cmocka_unit_test(a_rank_that_fails_frees_those_who_wait_for_its_bytes),
+        cmocka_unit_test(a_world_serves_many_calls_also_after_a_failed_one),
         cmocka_unit_test(transports_that_cannot_reach_a_gpu_say_so),
     };
     if (gpu_count() == 0) {

@@ -5,6 +5,7 @@
  * times those of PyTorch in bf16 and have no direction, with free choice of experts and with the
  * reference's choice forced (rounding alone). Observed values and flipped choices are printed.
  */
+#include "model/session_state.h"
 #include "tests/gpu_support.h"
 #include "tests/model/routing_support.h"
 
@@ -198,6 +199,38 @@ static void repeats_give_the_same_bits(void **state)
     ra_safetensors_close(golden.file);
 }
 
+/* Connections, streams and devices outlive a call and not a failed one. */
+static void calls_of_a_session_do_not_see_each_other(void **state)
+{
+    static const int64_t counts[] = {300, 17, 151, 300};
+    static const char *const transports[] = {"peer", "nccl"};
+    (void)state;
+    skip_without_gpu();
+    golden_t golden = golden_open("tests/goldens/ring_linear/golden.safetensors", "");
+    for (size_t i = 0; i < RA_ARRAY_LEN(counts) * 2; i++) {
+        ra_session_options_t options = options_of(models[0], gpu_count() > 1 ? 2 : 1, "bf16");
+        options.transport = transports[i % 2];
+        options.expert_parallel = options.ranks > 1;
+        ra_session_t *kept = session_open(options), *own = session_open(options);
+        int64_t count = counts[i / 2];
+        float *want = session_score_one(own, golden.ids, count, NULL);
+        ra_session_close(own);
+        for (int call = 0; call < 4; call++) {
+            ra_sequence_t document = {.tokens = golden.ids, .count = golden.count};
+            free(session_score_one(kept, golden.ids, counts[call], NULL));
+            float *got = session_score_one(kept, golden.ids, count, NULL);
+            assert_memory_equal(got, want, (size_t)(count - 1) * sizeof(float));
+            free(got);
+            ra_session_stop(kept);
+            assert_int_equal(ra_session_score(kept, &document, 1), RA_ERR_STOPPED);
+            atomic_store(&kept->control.stop, 0);
+        }
+        free(want);
+        ra_session_close(kept);
+    }
+    ra_safetensors_close(golden.file);
+}
+
 static void random_weights_are_those_of_the_cpu(void **state)
 {
     (void)state;
@@ -265,6 +298,7 @@ int main(void)
         cmocka_unit_test(a_replay_of_the_own_choices_gives_the_same_bits),
         cmocka_unit_test(reproducible_bits_do_not_depend_on_the_ranks),
         cmocka_unit_test(repeats_give_the_same_bits),
+        cmocka_unit_test(calls_of_a_session_do_not_see_each_other),
         cmocka_unit_test(random_weights_are_those_of_the_cpu),
         cmocka_unit_test(trained_documents_keep_their_likelihood),
     };
