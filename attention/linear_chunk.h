@@ -56,22 +56,31 @@ typedef struct ra_linear_args {
 
 typedef struct ra_linear_kernel ra_linear_kernel_t; /**< a row of the table in linear_kernels.c */
 
-/** As ra_softmax_select(); heads, key_dim, value_dim, dtype and log_decay_stride matter. */
+/**
+ * As ra_softmax_select(); heads, key_dim, value_dim, dtype and log_decay_stride matter. Dims are to
+ * 256 on GPUs, any on the CPU.
+ * @retval RA_ERR_SHAPE  heads or a dim below 1.
+ */
 ra_status_t ra_linear_select(const char *name, ra_device_kind_t device,
                              const ra_linear_args_t *shape, const ra_linear_kernel_t **kernel_p);
 const char *ra_linear_kernel_name(const ra_linear_kernel_t *kernel);
 
-/** Outputs o and, where asked, the state after each segment. */
+/**
+ * Outputs o and, where asked, the state after each segment.
+ * @retval RA_ERR_SHAPE    strides below a row.
+ * @retval RA_ERR_INVALID  a constant log-decay that is not <= 0 (those of tokens are not read).
+ * @retval RA_ERR_NOMEM    scratch. RA_ERR_UNSUPPORTED, RA_ERR_DEVICE: as in linear_cuda.h.
+ */
 ra_status_t ra_linear_forward(const ra_linear_kernel_t *kernel, const ra_linear_args_t *args,
                               ra_stream_t *stream);
-/** Only state_out of each segment (q and o are not touched). The state half of the same arithmetic.
- */
+/** Only state_out of each segment (q and o are not touched). The state half of the same arithmetic,
+ * and the same errors. */
 ra_status_t ra_linear_summarise(const ra_linear_kernel_t *kernel, const ra_linear_args_t *args,
                                 ra_stream_t *stream);
 /**
  * Carry a state over a segment: after <- e^{G} before + after, G [H] the segment's total log-decay.
- * (S_out = A S_in + B with B in @a after.) States [H, Dk, Dv]; before NULL counts as zero. All
- * three arrays lie on the stream's device.
+ * (S_out = A S_in + B with B in @a after.) States [H, Dk, Dv], state_per_head = Dk Dv; before NULL
+ * counts as zero. All three arrays lie on the stream's device.
  */
 ra_status_t ra_linear_carry(int32_t heads, int64_t state_per_head, const float *total_log_decay,
                             const float *before, float *after, ra_stream_t *stream);

@@ -42,8 +42,10 @@ bool ra_linear_cuda_fits(const ra_linear_args_t *shape);
  * Queue one call on @a stream of the current device.
  * @param state_only  Only state_out of each segment; q and o are not touched.
  * @param part_rows   Rows of a part, a multiple of 64, for measurements; 0: chosen.
- * @retval RA_ERR_UNSUPPORTED  q, k, v or o rows not 16-byte aligned, or more than 2^31 rows.
- * @retval RA_ERR_DEVICE       A launch or an allocation failed.
+ * @retval RA_ERR_UNSUPPORTED  a shape that does not fit, q, k, v or o rows not 16-byte aligned, or
+ *                             more than 2^31 rows.
+ * @retval RA_ERR_NOMEM        Working memory cannot be allocated.
+ * @retval RA_ERR_DEVICE       A launch failed.
  */
 ra_status_t ra_linear_sm90_launch(const ra_linear_args_t *args, bool state_only, int64_t part_rows,
                                   struct CUstream_st *stream);

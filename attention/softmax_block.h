@@ -21,10 +21,14 @@
  *
  * Symbols   rows R, keys J, query heads H, key/value heads G (H a multiple of G; head h reads kv
  * head h / (H/G)), head_dim D.
- * Numerics  fp32 state, natural logarithm. A row's bits depend on its
- * own q, mask and the sequence of spans folded into it, never on which other rows are in the call,
- * on threads, or on how many calls the same sequence of spans is spread over. Source    Milakov &
- * Gimelshein, arXiv 1805.02867; Rabe & Staats, arXiv 2112.05682; Liu et al., arXiv 2310.01889.
+ *
+ * Numerics  fp32 state, natural logarithm; CPU rows in fp32 ("ref" in double), GPUs as in
+ * softmax_cuda.h. A row's bits depend on its own q, mask and the sequence of spans folded into it,
+ * never on which other rows are in the call, on threads, or on how many calls the same sequence of
+ * spans is spread over.
+ *
+ * Source    Milakov & Gimelshein, arXiv 1805.02867; Rabe & Staats, arXiv 2112.05682; Liu et al.,
+ * arXiv 2310.01889.
  */
 #ifndef RA_ATTENTION_SOFTMAX_BLOCK_H
 #define RA_ATTENTION_SOFTMAX_BLOCK_H
@@ -68,7 +72,7 @@ typedef struct ra_softmax_block {
     int64_t rows, keys;
     int32_t heads, kv_heads, head_dim;
     float scale;
-    ra_dtype_t dtype;      /**< of q, k and v: F32 (CPU); BF16 (GPU) */
+    ra_dtype_t dtype;      /**< of q, k and v: F32, on a GPU also BF16 */
     const void *q, *k, *v; /**< q [R, H, D]; k, v [J, G, D]; heads and D contiguous */
     int64_t q_stride, k_stride, v_stride; /**< elements between rows */
     ra_attention_mask_t mask;
@@ -84,8 +88,8 @@ typedef struct ra_softmax_kernel
  * Choose a kernel once, when a plan is made.
  * @param name  "auto" or a row's name ("cpu", "ref", "sm90", "cuda").
  * @param device  its kind; of GPUs the calling thread's current one is asked.
- * @param shape heads, kv_heads, head_dim, scale, dtype and which optional mask arrays are non-NULL
- * matter.
+ * @param shape heads, kv_heads, head_dim (to 256; "ref" any), scale, dtype and which optional mask
+ *              arrays are non-NULL matter.
  * @retval RA_ERR_UNSUPPORTED  no row fits; the message says what was asked.
  */
 ra_status_t ra_softmax_select(const char *name, ra_device_kind_t device,
@@ -96,7 +100,14 @@ const char *ra_softmax_kernel_name(const ra_softmax_kernel_t *kernel);
 /** m = -inf, l = 0, O = 0 for all rows. */
 ra_status_t ra_softmax_reset(int64_t rows, int32_t heads, int32_t head_dim,
                              const ra_softmax_state_t *state, ra_stream_t *stream);
-/** Fold one block. @retval RA_ERR_NOMEM scratch. */
+/**
+ * Fold one block. Strides are at least a row; the CPU rows check nothing else either.
+ * @retval RA_ERR_NOMEM        scratch or a tile list.
+ * @retval RA_ERR_SHAPE        GPU: a group or span leaves the block.
+ * @retval RA_ERR_UNSUPPORTED  GPU: a position >= 2^31 - 1, or rows that are not aligned as
+ *                             softmax_cuda.h asks.
+ * @retval RA_ERR_DEVICE       GPU: the launch failed.
+ */
 ra_status_t ra_softmax_fold(const ra_softmax_kernel_t *kernel, const ra_softmax_block_t *block,
                             const ra_softmax_state_t *state, ra_stream_t *stream);
 /** O <- O / l in place and, where @a lse [H, R] is not NULL, lse = m + ln l. */

@@ -71,6 +71,7 @@ ra_status_t ra_softmax_sm90_tile(int32_t head_dim, int32_t *tile_rows_p, int32_t
 /**
  * Queue one call on @a stream of the current device. Rows of q, k, v and out are 16-byte aligned.
  * @retval RA_ERR_UNSUPPORTED  masks, shapes or alignments the kernel lacks; the message names them.
+ * @retval RA_ERR_SHAPE        heads, list and state do not fit together.
  * @retval RA_ERR_DEVICE       The launch failed.
  */
 ra_status_t ra_softmax_sm90_launch(const ra_softmax_cuda_call_t *call, struct CUstream_st *stream);

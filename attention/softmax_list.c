@@ -62,11 +62,6 @@ void ra_softmax_list_destroy(ra_softmax_list_t *list)
     }
 }
 
-int64_t ra_softmax_list_bytes(const ra_softmax_list_t *list)
-{
-    return list->layout.bytes;
-}
-
 ra_status_t ra_softmax_list_fold(const ra_softmax_list_t *list, const ra_softmax_cuda_call_t *call)
 {
     ra_softmax_cuda_call_t launch = *call;

@@ -25,14 +25,13 @@ bool ra_softmax_waits_for_keys(const ra_softmax_kernel_t *kernel);
  * @param block   as for ra_softmax_tiles_create(), and head_dim.
  * @param merge   as there: false keeps ra_softmax_fold()'s promise about bits.
  * @param stream  the copy to the device is queued here; borrowed, outlives the list.
+ * Errors of ra_softmax_tiles_create(); RA_ERR_NOMEM for host or device memory.
  */
 ra_status_t ra_softmax_list_create(const ra_softmax_kernel_t *kernel,
                                    const ra_softmax_block_t *block, bool merge, ra_stream_t *stream,
                                    ra_softmax_list_t **list_p);
 /** Accepts NULL. On a GPU waits for the device. */
 void ra_softmax_list_destroy(ra_softmax_list_t *list);
-/** Bytes of device memory. */
-int64_t ra_softmax_list_bytes(const ra_softmax_list_t *list);
 /** Queue @a call on the list's stream; call->layout and call->tiles are the list's business, and of
  * the block only rows, keys, heads, sizes, scale, dtype, q, k and v matter. */
 ra_status_t ra_softmax_list_fold(const ra_softmax_list_t *list, const ra_softmax_cuda_call_t *call);

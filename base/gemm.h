@@ -44,7 +44,9 @@ const char *ra_gemm_kernel_name(const ra_gemm_kernel_t *kernel);
  * @param stream   CPU rows: unused, may be NULL, and W's memory must outlive the handle (a kernel
  *                 may keep reading it). CUDA rows: its device gets a copy in x_dtype; W may go
  *                 after ra_stream_sync().
- * @retval RA_ERR_SHAPE  not such a matrix; RA_ERR_NOMEM.
+ * @retval RA_ERR_SHAPE        not such a matrix.
+ * @retval RA_ERR_UNSUPPORTED  the row takes no x of that type.
+ * @retval RA_ERR_NOMEM
  */
 ra_status_t ra_gemm_weight_create(const ra_gemm_kernel_t *kernel, const ra_tensor_t *w,
                                   ra_dtype_t x_dtype, ra_stream_t *stream,
@@ -69,10 +71,12 @@ typedef struct ra_gemm_job {
 } ra_gemm_job_t;
 
 /**
- * Run @a count independent products (all experts of a layer, or one), shared over the stream's
- * threads.
- * @param accumulate  y += x W^T instead of y = x W^T.
+ * Run @a count independent products (all experts of a layer, or one): on the CPU shared over the
+ * stream's threads, on a GPU queued one after another. The weights of a call are of one device.
+ * @param accumulate  y += x W^T instead of y = x W^T, in the type of y.
  * @retval RA_ERR_NOMEM  scratch cannot be allocated.
+ * @retval RA_ERR_INVALID, RA_ERR_UNSUPPORTED, RA_ERR_DEVICE  CUDA: x is not of the type the weight
+ *         was prepared for; the library has no algorithm for the shape; it failed.
  */
 ra_status_t ra_gemm(const ra_gemm_job_t *jobs, int64_t count, bool accumulate, ra_stream_t *stream);
 

@@ -20,11 +20,6 @@ void ra_log_set_level(ra_log_level_t level)
     atomic_store(&log_max_level, (int)level);
 }
 
-ra_log_level_t ra_log_level(void)
-{
-    return (ra_log_level_t)atomic_load(&log_max_level);
-}
-
 static const char *const level_names[] = {"error", "warn", "info", "debug"};
 
 int ra_log_level_parse(const char *text, ra_log_level_t *level)

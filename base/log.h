@@ -19,7 +19,6 @@ typedef enum ra_log_level {
 
 /** Lines above this level are dropped. Default RA_LOG_WARN. Set once at start. */
 void ra_log_set_level(ra_log_level_t level);
-ra_log_level_t ra_log_level(void);
 /** Parse "error", "warn", "info", "debug". @return 0, or -1 when unknown. */
 int ra_log_level_parse(const char *text, ra_log_level_t *level);
 

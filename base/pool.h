@@ -38,7 +38,7 @@ void ra_pool_for(ra_pool_t *pool, int64_t count, ra_pool_func_t func, void *arg)
  * Scratch memory of the calling thread, 64-byte aligned, at least @a bytes, kept for the thread's
  * life. Contents are lost at the next call on the same thread with the same slot.
  * @param slot  0 .. RA_SCRATCH_SLOTS-1: independent buffers.
- * @return NULL when memory is exhausted.
+ * @return NULL when memory is exhausted, which has been reported.
  */
 void *ra_scratch(int slot, int64_t bytes);
 enum { RA_SCRATCH_SLOTS = 4 };

@@ -23,7 +23,7 @@ static FILE *trace_file;       /* guarded by trace_mutex */
 static int64_t trace_start_ns; /* written before trace_on is set */
 static atomic_int trace_on;
 
-static const char *const lane_names[] = {"compute", "transfer", "wait"};
+static const char *const lane_names[] = {"compute", "wait"};
 
 ra_status_t ra_trace_open(const char *path)
 {

@@ -1,7 +1,7 @@
 /**
  * @file  base/trace.h
  * @brief Spans of work as a Chrome trace (chrome://tracing, Perfetto): one process row a rank, one
- *        thread row a lane (compute, transfer, wait).
+ *        thread row a lane (compute, wait).
  *
  * Off by default; a span then costs one relaxed load. One trace for the process, like the log.
  * Builds with CUDA also push and pop every span as an NVTX range of its name, for Nsight Systems: a
@@ -13,7 +13,7 @@
 #include "base/status.h"
 #include <stdint.h>
 
-typedef enum ra_trace_lane { RA_LANE_COMPUTE = 0, RA_LANE_TRANSFER, RA_LANE_WAIT } ra_trace_lane_t;
+typedef enum ra_trace_lane { RA_LANE_COMPUTE = 0, RA_LANE_WAIT } ra_trace_lane_t;
 
 /** Start writing spans to @a path. @retval RA_ERR_OUTPUT cannot be created. */
 ra_status_t ra_trace_open(const char *path);

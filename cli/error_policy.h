@@ -2,10 +2,9 @@
  * @file  cli/error_policy.h
  * @brief What bad rows do to a job: --on-error and --max-errors.
  *
- * A bad row fails alone. The job ends early with exit code 4 when the rows that failed are more
- * than
- * --max-errors: a count, or a percentage of the rows read so far. A percentage counts from the
- * 100th row on, so that one bad row of three is one bad row and not a third of the corpus.
+ * A bad row fails alone. The job ends early with exit code 4 when more rows failed than
+ * --max-errors allows: a count, or a percentage of the rows read so far. A percentage counts from
+ * the 100th row on, so that one bad row of three is one bad row and not a third of the corpus.
  */
 #ifndef RA_CLI_ERROR_POLICY_H
 #define RA_CLI_ERROR_POLICY_H

@@ -145,11 +145,6 @@ ra_status_t ra_job_dir_begin(ra_job_dir_t *job, const ra_job_identity_t *identit
     return RA_OK;
 }
 
-int64_t ra_job_dir_done(const ra_job_dir_t *job)
-{
-    return job->done.count;
-}
-
 int ra_job_dir_attempt(const ra_job_dir_t *job)
 {
     return job->done.last_attempt + 1;

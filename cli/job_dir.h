@@ -60,8 +60,7 @@ void ra_job_dir_close(ra_job_dir_t *job);
 ra_status_t ra_job_dir_begin(ra_job_dir_t *job, const ra_job_identity_t *identity,
                              const char *model_dir, const char *input, ra_summary_t *summary);
 
-/** Documents that were done before, and the number of this attempt (1 for the first). */
-int64_t ra_job_dir_done(const ra_job_dir_t *job);
+/** The number of this attempt (1 for the first). */
 int ra_job_dir_attempt(const ra_job_dir_t *job);
 /** True when @a id is done; *document_p is the digest of its contents then. */
 bool ra_job_dir_has(const ra_job_dir_t *job, const char *id, ra_digest_t *document_p);

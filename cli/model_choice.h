@@ -20,9 +20,9 @@ ra_status_t ra_model_choose(const ra_settings_t *settings, char out[RA_PATH_MAX]
 ra_decay_factor_t ra_decay_factor_of(const ra_settings_t *settings);
 
 /**
- * Refuse what no run of this build can do, before anything is opened.
+ * Refuse what cannot run here, before anything is opened.
  * @retval RA_ERR_USAGE        a launcher started several processes (cli/launcher.h)
- * @retval RA_ERR_UNSUPPORTED  --device cuda
+ * @retval RA_ERR_UNSUPPORTED  --device cuda where the build or the machine has none
  */
 ra_status_t ra_run_check(const ra_settings_t *settings);
 

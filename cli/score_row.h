@@ -2,8 +2,10 @@
  * @file  cli/score_row.h
  * @brief One document's result: sums over its log-probabilities, and its row of scores.jsonl.
  *
- *     nll = -sum of ln p over the scored tokens, in nats, added in double from the first to the
- * last nll_per_token = nll / scored;  ppl = exp(nll_per_token);  bits_per_byte = nll / (bytes ln 2)
+ *     nll           = -sum of ln p over the scored tokens, in nats, added in double, first to last
+ *     nll_per_token = nll / scored
+ *     ppl           = exp(nll_per_token)
+ *     bits_per_byte = nll / (bytes ln 2)
  *
  * A token's position is its own 0-based index in the document; a BOS that was put first has none.
  * Position buckets: [0, 256), [256, 1024), then every border is four times the one before.

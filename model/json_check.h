@@ -6,9 +6,8 @@
  * NUL escapes that cut strings, and loses digits of long numbers. Here a text is first checked
  * against RFC 8259 and, beyond it, refused for: a key that occurs twice in an object (compared
  * after unescaping), nesting deeper than RA_JSON_MAX_DEPTH, bytes that are not UTF-8, a NUL byte or
- * a
- * \\u0000 escape, a lone surrogate escape, a number of more than 60 characters, anything after the
- * value. O(n log n) in the size of the text whatever it holds.
+ * an escape for one, a lone surrogate escape, a number of more than 60 characters, anything after
+ * the value. O(n log n) in the size of the text whatever it holds.
  *
  * Every refusal is RA_ERR_INPUT and names the file and the byte offset; every getter names the file
  * and the key.

@@ -10,7 +10,8 @@
  * parts of sums are fp32 everywhere, and so is all arithmetic; an activation is rounded once, when
  * it is written. rows may be 0. Every row is computed on its own and in one fixed order, so its
  * bits do not depend on the other rows or on threads. CPU kernels are written once against
- * base/simd.h and chosen by base/cpu_isa.h; CUDA kernels are in row_kernels_cuda.cu.
+ * base/simd.h and chosen by base/cpu_isa.h; CUDA kernels are in row_, norm_ and
+ * lse_kernels_cuda.cu.
  *
  * All functions: @retval RA_ERR_UNSUPPORTED an element type that the device has no kernel for;
  * RA_ERR_DEVICE a launch failed.

@@ -191,11 +191,6 @@ int64_t ra_mapped_file_length(const ra_mapped_file_t *file)
     return file->length;
 }
 
-const char *ra_mapped_file_path(const ra_mapped_file_t *file)
-{
-    return file->path;
-}
-
 ra_status_t ra_mapped_file_verify(const ra_mapped_file_t *file)
 {
     struct stat info;

@@ -30,7 +30,6 @@ void ra_mapped_file_close(ra_mapped_file_t *file);
 /** First byte, page aligned; NULL for an empty file. */
 const unsigned char *ra_mapped_file_bytes(const ra_mapped_file_t *file);
 int64_t ra_mapped_file_length(const ra_mapped_file_t *file);
-const char *ra_mapped_file_path(const ra_mapped_file_t *file);
 
 /** @retval RA_ERR_INPUT  the file was changed after it was mapped. */
 ra_status_t ra_mapped_file_verify(const ra_mapped_file_t *file);

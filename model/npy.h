@@ -27,11 +27,13 @@ ra_status_t ra_tokens_read_file(const char *path, int64_t max_bytes, int32_t **t
 ra_status_t ra_tokens_parse(const char *name, const void *bytes, int64_t length, int32_t **tokens_p,
                             int64_t *count_p);
 
-/** Write a one-dimensional array ("<f4", "<u4"), atomically (model/file_io.h). */
+/** Write a one-dimensional array ("<f4", "<u4"), atomically (model/file_io.h).
+ * @retval RA_ERR_OUTPUT with the reason. */
 ra_status_t ra_npy_write_f32(const char *path, const float *values, int64_t count);
 ra_status_t ra_npy_write_u32(const char *path, const uint32_t *values, int64_t count);
 
-/** Read a one-dimensional "<f4" array. @param values_p [*count_p], caller frees. */
+/** Read a one-dimensional "<f4" array. @param values_p [*count_p], caller frees. Errors as
+ * ra_tokens_read_file(). */
 ra_status_t ra_npy_read_f32(const char *path, int64_t max_bytes, float **values_p,
                             int64_t *count_p);
 

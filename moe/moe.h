@@ -29,10 +29,12 @@
  *   cuda, F32   the same, without tensor cores; weights widened to fp32.
  *   cuda, BF16  x and weights bf16, router logits and all sums fp32; the inner activations
  *               SiLU(gate) * up and each expert's result are rounded to bf16; y fp32. A router
- * given in fp32 keeps its precision (three bf16 parts). A row's bits depend on the row and the
- * weights only, on any number of ranks. A non-finite logit never crashes and never hides: see
- * moe/router.h. Source    DeepSeek-V3 (arXiv 2412.19437) section 2.1.2 for the router; GShard
- * (arXiv 2006.16668) for expert parallelism.
+ *               given in fp32 keeps its precision (three bf16 parts). A row's bits depend on the
+ *               row and the weights only, on any number of ranks.
+ * A non-finite logit never crashes and never hides: see moe/router.h.
+ *
+ * Source    DeepSeek-V3 (arXiv 2412.19437) section 2.1.2 for the router; GShard (arXiv 2006.16668)
+ * for expert parallelism.
  */
 #ifndef RA_MOE_MOE_H
 #define RA_MOE_MOE_H
@@ -93,6 +95,7 @@ typedef struct ra_moe_plan ra_moe_plan_t;
  * @param x_dtype    Of the activations: F32, or BF16 on CUDA.
  * @param comm       Borrowed; NULL or one rank: every expert runs here. On CUDA attached to the
  *                   stream that will run the layer.
+ * @retval RA_ERR_SHAPE  impossible sizes; RA_ERR_UNSUPPORTED (dtype or device); RA_ERR_NOMEM.
  */
 ra_status_t ra_moe_plan_create(const ra_moe_shape_t *shape, int64_t tile_rows, ra_dtype_t x_dtype,
                                ra_device_t *device, ra_comm_t *comm, ra_moe_plan_t **plan_p);

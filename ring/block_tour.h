@@ -23,7 +23,11 @@
 
 typedef struct ra_block_tour ra_block_tour_t;
 
-/** Walk @a count blocks including this rank's own; the same count on every rank. */
+/**
+ * Walk @a count blocks including this rank's own; the same count on every rank.
+ * @param tag          of all its transfers (ring/ring_tags.h).
+ * @param block_bytes  [ranks] of each rank's block; copied.
+ */
 ra_status_t ra_block_tour_create_ring(ra_comm_t *comm, ra_device_t *device, uint32_t tag,
                                       const int64_t *block_bytes, int count,
                                       ra_block_tour_t **tour_p);

@@ -47,6 +47,7 @@ typedef struct ra_halo_io {
  * @param before  rows wanted before each run (window - 1), >= 0.
  * @param align   the halo starts at a multiple of this position, >= 1.
  * @param max_planes  most planes a call will fetch.
+ * @retval RA_ERR_INVALID  a number out of range, or layouts that do not fit; RA_ERR_NOMEM.
  */
 ra_status_t ra_halo_create(ra_comm_t *comm, ra_stream_t *stream, const ra_layout_t *layout,
                            const ra_layout_t *prefix, int64_t before, int64_t align, int max_planes,
@@ -58,10 +59,12 @@ int64_t ra_halo_rows(const ra_halo_t *halo);
 /** [runs of this rank] */
 const ra_halo_run_t *ra_halo_runs(const ra_halo_t *halo);
 
-/** Collective. Posts all transfers and returns; @a io's memory stays in use until finish. */
+/** Collective. Posts all transfers and returns; @a io's memory stays in use until finish.
+ * @retval RA_ERR_INVALID  more planes than the plan has, or prefix rows are missing.
+ * @retval RA_ERR_PEER     another rank failed. */
 ra_status_t ra_halo_start(ra_halo_t *halo, const ra_halo_io_t *io);
 /** Wait until the rows are there and this rank's own rows are no longer read; in stream order on a
- * GPU. */
+ * GPU. @retval RA_ERR_PEER  another rank failed; RA_ERR_TIMEOUT  rows did not come in time. */
 ra_status_t ra_halo_finish(ra_halo_t *halo);
 ra_ring_stats_t ra_halo_stats(const ra_halo_t *halo);
 

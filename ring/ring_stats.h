@@ -1,4 +1,10 @@
-/** @file ring/ring_stats.h  @brief What a plan of this folder has spent since it was made. */
+/**
+ * @file  ring/ring_stats.h
+ * @brief What a plan of this folder has spent since it was made.
+ *
+ * Times are the host's. On a GPU, where a call only queues work, they say nothing about the device:
+ * ra_comm_waited() measures how long its stream stood still.
+ */
 #ifndef RA_RING_RING_STATS_H
 #define RA_RING_RING_STATS_H
 

@@ -24,8 +24,9 @@
  * Numerics  fp32 sums and states (GPUs: softmax_cuda.h). A row's bits depend on its own document,
  * the rank count and the layout kind, and never on other documents. With `reproducible` (contiguous
  * and causal only) every row folds tiles of keys one by one from its own tile downward, so they do
- * not depend on the rank count or on how much of the document is a cached prefix either. Source
- * Ring Attention, arXiv 2310.01889; zigzag as in arXiv 2411.01783.
+ * not depend on the rank count or on how much of the document is a cached prefix either.
+ *
+ * Source    Ring Attention, arXiv 2310.01889; zigzag as in arXiv 2411.01783.
  */
 #ifndef RA_RING_SOFTMAX_RING_H
 #define RA_RING_SOFTMAX_RING_H
@@ -71,7 +72,7 @@ typedef struct ra_softmax_ring_io {
  * Collective. Make a plan for one layer shape and one layout; any number of layers may use it in
  * turn.
  * @param comm, stream  borrowed, outlive the plan.
- * @retval RA_ERR_INVALID      shapes or layouts do not fit together.
+ * @retval RA_ERR_INVALID      shapes or layouts do not fit together; RA_ERR_NOMEM.
  * @retval RA_ERR_UNSUPPORTED  no kernel, reproducible with zigzag on several ranks or
  *                             without causal.
  */
@@ -91,7 +92,8 @@ void *ra_softmax_ring_own_kv(const ra_softmax_ring_t *plan, int64_t *plane_rows_
 
 /**
  * Collective: every rank calls, a rank without rows too. On return (GPU: in stream order) the kv
- * blocks are the caller's again. A rank that fails aborts the communicator.
+ * blocks are the caller's again. A rank that fails aborts the communicator. Other errors are those
+ * of ra_softmax_fold().
  * @retval RA_ERR_PEER  another rank failed; RA_ERR_TIMEOUT  a block did not come in time.
  */
 ra_status_t ra_softmax_ring_run(ra_softmax_ring_t *plan, const ra_softmax_ring_io_t *io);

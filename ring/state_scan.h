@@ -16,8 +16,9 @@
  * rank count and the layout kind. With `reproducible` (contiguous only) documents are folded tile
  * by tile, S <- e^G S + B of one tile, and the folded state goes from rank to rank, so the bits do
  * not depend on the rank count or on where (at which tile) a document was cut for continuation.
- * That keeps one state a tile. Source    arXiv 2401.04658 (lightning attention-2), 2404.02882
- * (LASP), 2502.07563 (LASP-2).
+ * That keeps one state a tile.
+ *
+ * Source    arXiv 2401.04658 (lightning attention-2), 2404.02882 (LASP), 2502.07563 (LASP-2).
  */
 #ifndef RA_RING_STATE_SCAN_H
 #define RA_RING_STATE_SCAN_H
@@ -64,7 +65,10 @@ typedef struct ra_state_scan_io {
 } ra_state_scan_io_t;
 
 /**
+ * Make a plan for one layer shape and one layout; any number of layers may use it in turn.
  * @param comm, stream  borrowed, outlive the plan.
+ * @retval RA_ERR_INVALID      a dim below 1, a state of 2^31 values or more, or a layout of another
+ *                             number of ranks; RA_ERR_NOMEM.
  * @retval RA_ERR_UNSUPPORTED  no kernel, reproducible with zigzag on more than one rank, or
  *                             decays per token of runs to be folded on a GPU.
  */
@@ -73,7 +77,11 @@ ra_status_t ra_state_scan_create(ra_comm_t *comm, ra_stream_t *stream,
 /** Accepts NULL. */
 void ra_state_scan_destroy(ra_state_scan_t *plan);
 
-/** Collective: every rank calls. A rank that fails aborts the communicator. */
+/**
+ * Collective: every rank calls. A rank that fails aborts the communicator. Other errors are those
+ * of ra_linear_forward().
+ * @retval RA_ERR_PEER  another rank failed; RA_ERR_TIMEOUT  a state did not come in time.
+ */
 ra_status_t ra_state_scan_run(ra_state_scan_t *plan, const ra_state_scan_io_t *io);
 ra_ring_stats_t ra_state_scan_stats(const ra_state_scan_t *plan);
 
