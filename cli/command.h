@@ -1,6 +1,6 @@
 /**
  * @file  cli/command.h
- * @brief The commands of `ringattn`: one table (main.c), one file each.
+ * @brief The commands of `ringattn`: one table (command.c), one file each.
  */
 #ifndef RA_CLI_COMMAND_H
 #define RA_CLI_COMMAND_H
