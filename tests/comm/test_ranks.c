@@ -208,17 +208,17 @@ static void a_failed_call_keeps_its_cause_and_the_next_one_works(void **state)
     }
 }
 
-static void a_world_can_fail_first_last_and_always(void **state)
+static void a_world_may_fail_in_every_call(void **state)
 {
     (void)state;
     world_t *world = world_open(1);
     int bad = 0;
     ra_log_set_quiet(1);
-    for (int call = 0; call < 50; call++) {
+    for (int call = 0; call < 10; call++) {
         assert_int_equal(checked_ranks_call(world->ranks, fail_on_rank, &bad), RA_ERR_INPUT);
     }
     ra_log_set_quiet(0);
-    world_close(world, 50);
+    world_close(world, 10);
 }
 
 /* Rank 0 sends what rank 1 never asks for. */
@@ -378,9 +378,9 @@ static void a_deadline_set_once_holds_in_every_call(void **state)
         skip();
     }
     world_t *world = world_open_on(row, 2);
-    world->timeout_s = 0.2;
+    world->timeout_s = 0.1;
     for (int i = 0; i < 2; i++) {
-        assert_int_equal(checked_ranks_call(world->ranks, meet, NULL), RA_OK);
+        assert_int_equal(checked_ranks_call(world->ranks, look_at_thread, world), RA_OK);
         assert_int_equal(checked_ranks_call(world->ranks, wait_in_vain, NULL), RA_ERR_TIMEOUT);
         assert_non_null(strstr(ra_last_error(), "deadline passed on rank 0"));
     }
@@ -501,7 +501,7 @@ int main(void)
         cmocka_unit_test(thousands_of_calls_of_different_functions_share_a_world),
         cmocka_unit_test(a_rank_keeps_its_thread_and_one_alone_has_the_callers),
         cmocka_unit_test(a_failed_call_keeps_its_cause_and_the_next_one_works),
-        cmocka_unit_test(a_world_can_fail_first_last_and_always),
+        cmocka_unit_test(a_world_may_fail_in_every_call),
         cmocka_unit_test(a_message_nobody_received_is_not_received_in_the_next_call),
         cmocka_unit_test(an_aborted_world_is_left_even_if_all_went_well),
         cmocka_unit_test(an_abort_from_outside_wakes_all_ranks),
