@@ -136,6 +136,36 @@ static ra_status_t cuda_zero(ra_stream_t *stream, void *to, int64_t bytes)
     return ra_cuda_check(cudaMemsetAsync(to, 0, (size_t)bytes, stream->queue), "zeroing");
 }
 
+static ra_status_t cuda_mark(void *queue, void **event_p)
+{
+    cudaEvent_t event = NULL;
+    RA_TRY(ra_cuda_check(cudaEventCreate(&event), "making an event"));
+    cudaError_t error = cudaEventRecord(event, queue);
+    if (error != cudaSuccess) {
+        cudaEventDestroy(event);
+        return ra_cuda_check(error, "marking a stream");
+    }
+    *event_p = event;
+    return RA_OK;
+}
+
+static ra_status_t cuda_mark_gap(void *from, void *to, double *seconds_p)
+{
+    float ms = 0.0f;
+    cudaError_t error = cudaEventElapsedTime(&ms, from, to);
+    *seconds_p = (double)ms * 1e-3;
+    if (error == cudaErrorNotReady) {
+        cudaGetLastError();
+        return RA_INPROGRESS;
+    }
+    return ra_cuda_check(error, "timing a span");
+}
+
+static void cuda_mark_free(void *event)
+{
+    cudaEventDestroy(event);
+}
+
 struct CUstream_st *ra_stream_cuda(const ra_stream_t *stream)
 {
     return stream->queue;
@@ -158,4 +188,7 @@ const ra_device_ops_t ra_device_cuda = {.name = "cuda",
                                         .close_stream = cuda_close_stream,
                                         .sync = cuda_sync,
                                         .copy = cuda_copy,
-                                        .zero = cuda_zero};
+                                        .zero = cuda_zero,
+                                        .mark = cuda_mark,
+                                        .mark_gap = cuda_mark_gap,
+                                        .mark_free = cuda_mark_free};

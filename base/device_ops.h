@@ -7,7 +7,7 @@
 
 #include "base/device.h"
 
-/** All slots are required. Bytes are >= 0 and were checked. */
+/** All slots are required but where said. Bytes are >= 0 and were checked. */
 typedef struct ra_device_ops {
     const char *name, *doc;
     ra_device_kind_t kind;
@@ -23,6 +23,12 @@ typedef struct ra_device_ops {
     ra_status_t (*sync)(ra_stream_t *stream);
     ra_status_t (*copy)(ra_stream_t *stream, void *to, const void *from, int64_t bytes);
     ra_status_t (*zero)(ra_stream_t *stream, void *to, int64_t bytes);
+    /** NULL, all three, where work is done when it is called. Note where @a queue of the current
+     * device is. */
+    ra_status_t (*mark)(void *queue, void **event_p);
+    /** From one to the other on one device. An error: it has not come there yet. */
+    ra_status_t (*mark_gap)(void *from, void *to, double *seconds_p);
+    void (*mark_free)(void *event);
 } ra_device_ops_t;
 
 struct ra_device {

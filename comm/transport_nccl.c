@@ -19,6 +19,7 @@
 
 #include "base/clock.h"
 #include "base/device_cuda.h"
+#include "base/trace.h"
 #include "comm/cuda_memory.h"
 #include <sched.h>
 #include <stdlib.h>
@@ -163,6 +164,24 @@ static ra_status_t write_gates(const nccl_request_t *request)
     return RA_OK;
 }
 
+static int64_t received_bytes(const nccl_request_t *request)
+{
+    int64_t bytes = 0;
+    for (int i = 0; i < request->count; i++) {
+        const ra_transfer_t *transfer = &request->ops[i].transfer;
+        bytes += transfer->kind == RA_RECV || transfer->kind == RA_BORROW ? transfer->bytes : 0;
+    }
+    return bytes;
+}
+
+static ra_status_t enqueue_bytes(nccl_request_t *request)
+{
+    RA_TRY(copy_staged(request, true));
+    RA_TRY(issue_group(request));
+    RA_TRY(copy_staged(request, false));
+    return write_gates(request);
+}
+
 static ra_status_t enqueue(nccl_request_t *request)
 {
     ra_nccl_end_t *end = request->end;
@@ -172,10 +191,10 @@ static ra_status_t enqueue(nccl_request_t *request)
     RA_TRY(ra_cuda_check(cudaEventRecord(end->start, end->compute), "marking a compute stream"));
     RA_TRY(ra_cuda_check(cudaStreamWaitEvent(end->queue, end->start, 0),
                          "ordering a group after its memory"));
-    RA_TRY(copy_staged(request, true));
-    RA_TRY(issue_group(request));
-    RA_TRY(copy_staged(request, false));
-    RA_TRY(write_gates(request));
+    ra_span_t span = ra_trace_transfer_begin("nccl group", end->base.rank, end->queue);
+    ra_status_t status = enqueue_bytes(request);
+    ra_trace_transfer_end(span, end->base.rank, end->queue, received_bytes(request));
+    RA_TRY(status);
     return ra_cuda_check(cudaEventRecord(request->done, end->queue), "marking NCCL's queue");
 }
 

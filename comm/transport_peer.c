@@ -14,6 +14,7 @@
 #include "comm/thread_world.h"
 
 #include "base/device_cuda.h"
+#include "base/trace.h"
 #include "comm/cuda_memory.h"
 #include "comm/cuda_waits.h"
 #include <cuda_runtime_api.h>
@@ -30,7 +31,7 @@ typedef struct peer_event {
 
 /* What an attached end has on its device. */
 struct peer_side {
-    int device, size;
+    int device, rank, size;
     cudaStream_t compute;   /* borrowed */
     cudaStream_t *incoming; /* [size + 1] by source rank, then those in turn */
     pthread_mutex_t mutex;
@@ -44,6 +45,8 @@ typedef struct peer_run {
     cudaStream_t queue;
     const ra_thread_request_t *after[2]; /* requests whose starts the queue waits for */
     peer_event_t *done;
+    ra_span_t span;
+    int64_t bytes;
 } peer_run_t;
 
 static ra_status_t event_create(peer_side_t *side, peer_event_t **event_p)
@@ -180,6 +183,7 @@ static ra_status_t peer_attach(ra_thread_end_t *end, ra_stream_t *compute)
         return ra_fail(RA_ERR_NOMEM, "comm", "cannot allocate the device side of a rank");
     }
     side->device = ra_device_index(ra_stream_device(compute));
+    side->rank = end->base.rank;
     side->size = end->base.size;
     side->compute = ra_stream_cuda(compute);
     pthread_mutex_init(&side->mutex, NULL);
@@ -290,8 +294,12 @@ static ra_status_t pull(peer_run_t *run, ra_thread_op_t *offer, ra_thread_op_t *
     const ra_transfer_t *transfer = &want->transfer;
     RA_TRY(wait_start(run, 0, offer));
     RA_TRY(wait_start(run, 1, want));
+    if (run->span.start_ns == 0) {
+        run->span = ra_trace_transfer_begin("pull", run->to->rank, run->queue);
+    }
     offer->moved = offer->request->prepared ? event_share(run->done) : NULL;
     want->moved = event_share(run->done);
+    run->bytes += transfer->bytes;
     if (transfer->bytes > 0) {
         const peer_side_t *source = offer->request->end->device;
         if (source->device == run->to->device) {
@@ -315,6 +323,7 @@ static ra_status_t run_finish(peer_run_t *run)
     if (run->done == NULL) {
         return RA_OK;
     }
+    ra_trace_transfer_end(run->span, run->to->rank, run->queue, run->bytes);
     cudaError_t error = cudaEventRecord(run->done->event, run->queue);
     event_drop(run->done);
     run->done = NULL;

@@ -1,4 +1,5 @@
 #include "base/log.h"
+#include "base/trace.h"
 #include "model/session_routing.h"
 #include "ring/gather.h"
 #include <stdlib.h>
@@ -123,6 +124,7 @@ static ra_status_t forward_rank(ra_pass_t *pass, ra_comm_t *comm, ra_stream_t *s
 
     /* Allocates first, which makes the device current: one rank alone has its caller's thread. */
     RA_TRY(upload(pass, rows, stream, local));
+    ra_trace_follow(stream, rank);
     ra_forward_io_t io = {.token = local->device_token,
                           .target = local->device_target,
                           .logprob = local->device_logprob,
@@ -170,6 +172,7 @@ static ra_status_t rank_body(ra_comm_t *comm, void *arg)
     RA_TRY_GOTO(forward_rank(pass, comm, stream, &local), out);
     RA_TRY_GOTO(gather_results(pass, comm, &local), out);
 out:
+    ra_trace_settle();
     free_device(ra_stream_device(stream), &local);
     free_local(&local);
     return status;
