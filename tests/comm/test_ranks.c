@@ -478,23 +478,6 @@ static void a_rank_may_have_a_world_of_its_own(void **state)
     world_close(world, 1);
 }
 
-static void as_many_ranks_as_processes_are_asked_for(void **state)
-{
-    (void)state;
-    ra_ranks_t *ranks = NULL;
-    bool joins = strcmp(row, "nccl") == 0;
-    setenv("RANK", "1", 1);
-    setenv("WORLD_SIZE", "2", 1);
-    ra_log_set_quiet(1);
-    ra_status_t status = ra_ranks_open(row, 3, NULL, &ranks);
-    ra_log_set_quiet(0);
-    unsetenv("RANK");
-    unsetenv("WORLD_SIZE");
-    assert_int_equal(status, joins ? RA_ERR_USAGE : RA_OK);
-    assert_true((ranks == NULL) == joins);
-    ra_ranks_close(ranks);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -510,7 +493,6 @@ int main(void)
         cmocka_unit_test(worlds_close_unused_idle_and_failed),
         cmocka_unit_test(worlds_live_side_by_side),
         cmocka_unit_test(a_rank_may_have_a_world_of_its_own),
-        cmocka_unit_test(as_many_ranks_as_processes_are_asked_for),
     };
     int failed = 0;
     const char *doc;
