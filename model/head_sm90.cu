@@ -9,7 +9,7 @@
 #include "model/head_cuda.h"
 
 #include "base/cuda_attribute.h"
-#include "base/sm90_slot.cuh"
+#include "base/sm90_product.cuh"
 #include "base/tensor_map.cuh"
 
 namespace
@@ -132,33 +132,6 @@ __device__ __forceinline__ int64_t target_of(const params_t &p, int row)
     return p.target != nullptr && row < p.rows ? __ldg(p.target + row) - p.first : -1;
 }
 
-__device__ __forceinline__ void multiply(float (&d)[128], const params_t &p, const shared_t &shared,
-                                         uint32_t a0, uint32_t b0, ra_slot<STAGES> &slot)
-{
-    uint32_t last = 0;
-#pragma unroll 1
-    for (int kb = 0; kb < p.k_blocks; kb++) {
-        ra_mbar_wait(shared.full + 8 * slot.index, slot.lap);
-        ra_regs_pin(d);
-        ra_wgmma_fence();
-#pragma unroll
-        for (int i = 0; i < BK / 16; i++)
-            ra_wgmma<256>::ss(d, a0 + slot.index * (A_BYTES / 16) + 2 * i,
-                              b0 + slot.index * (B_BYTES / 16) + 2 * i, kb > 0 || i > 0);
-        ra_wgmma_commit();
-        if (kb > 0) {
-            ra_wgmma_wait<1>();
-            ra_slot_release(last);
-        }
-        ra_regs_pin(d);
-        last = shared.empty + 8 * slot.index;
-        slot.next();
-    }
-    ra_wgmma_wait<0>();
-    ra_regs_pin(d);
-    ra_slot_release(last);
-}
-
 __device__ __forceinline__ void consume(const params_t &p, const shared_t &shared, int wg)
 {
     const uint32_t a0 = ra_desc_k_major(shared.a + wg * WG_BYTES), b0 = ra_desc_k_major(shared.b);
@@ -168,16 +141,13 @@ __device__ __forceinline__ void consume(const params_t &p, const shared_t &share
         const work_t t = work_at(p, item);
         const int row = t.row + 64 * wg + 16 * warp + (lane >> 2);
         if (t.row + 64 * wg >= p.rows) {
-            for (int kb = 0; kb < p.k_blocks; kb++) {
-                ra_mbar_wait(shared.full + 8 * slot.index, slot.lap);
-                ra_slot_release(shared.empty + 8 * slot.index);
-                slot.next();
-            }
+            ra_skip_stages(p.k_blocks, shared.full, shared.empty, slot);
             continue;
         }
         const int64_t at0 = target_of(p, row), at1 = target_of(p, row + 8);
         float d[128];
-        multiply(d, p, shared, a0, b0, slot);
+        ra_multiply_stages<A_BYTES, B_BYTES, false>(d, p.k_blocks, shared.full, shared.empty, a0,
+                                                    b0, slot);
         const int columns = min(BN, p.columns - t.column);
         pick<0>(p, d, row, at0 - t.column, columns);
         pick<1>(p, d, row + 8, at1 - t.column, columns);

@@ -11,7 +11,7 @@ extern "C" { /* C headers without a C++ guard of their own */
 #include "base/status.h"
 }
 #include "base/cuda_attribute.h"
-#include "base/sm90_slot.cuh"
+#include "base/sm90_product.cuh"
 #include "base/tensor_map.cuh"
 #include "moe/experts_cuda.h"
 
@@ -204,38 +204,12 @@ __device__ __forceinline__ void consume(const params_t &p, const CUtensorMap *y_
         const work_t t = next;
         next = work_at(p, item + gridDim.x, total);
         if (64 * wg >= t.rows) {
-            for (int kb = 0; kb < steps; kb++) {
-                ra_mbar_wait(shared.full + 8 * slot.index, slot.lap);
-                ra_slot_release(shared.empty + 8 * slot.index);
-                slot.next();
-            }
+            ra_skip_stages(steps, shared.full, shared.empty, slot);
             continue;
         }
         float d[128];
-        uint32_t last = 0;
-#pragma unroll 1
-        for (int kb = 0; kb < steps; kb++) {
-            ra_mbar_wait(shared.full + 8 * slot.index, slot.lap);
-            if (GATHER)
-                ra_fence_proxy_async_shared();
-            ra_regs_pin(d);
-            ra_wgmma_fence();
-#pragma unroll
-            for (int i = 0; i < BK / 16; i++)
-                ra_wgmma<256>::ss(d, a0 + slot.index * (A_BYTES / 16) + 2 * i,
-                                  b0 + slot.index * (B_BYTES / 16) + 2 * i, kb > 0 || i > 0);
-            ra_wgmma_commit();
-            if (kb > 0) {
-                ra_wgmma_wait<1>();
-                ra_slot_release(last);
-            }
-            ra_regs_pin(d);
-            last = shared.empty + 8 * slot.index;
-            slot.next();
-        }
-        ra_wgmma_wait<0>();
-        ra_regs_pin(d);
-        ra_slot_release(last);
+        ra_multiply_stages<A_BYTES, B_BYTES, GATHER>(d, steps, shared.full, shared.empty, a0, b0,
+                                                     slot);
         const int row = t.row + 64 * wg;
         if (STORE == STORE_SWIGLU) {
             store_block<STORE, 0>(d, y_map, out, 1 + wg, row, t.n * 128, p.n);
