@@ -2,7 +2,7 @@
  * against the oracle, and the bits that attention/linear_chunk.h promises. */
 #include "attention/linear_chunk.h"
 #include "base/cpu_isa.h"
-#include "tests/test_support.h"
+#include "tests/cpu_engine.h"
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -326,27 +326,20 @@ static void a_segment_does_not_see_its_neighbours(void **unused)
 static void threads_do_not_change_bits(void **unused)
 {
     (void)unused;
-    ra_pool_t *pool;
-    ra_device_t *device;
-    ra_stream_t *stream;
-    assert_int_equal(ra_pool_create(3, &pool), RA_OK);
-    assert_int_equal(ra_device_open("cpu", 0, pool, &device), RA_OK);
-    assert_int_equal(ra_stream_create(device, &stream), RA_OK);
+    engine_t e = engine_make(3);
     for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
         problem_t one, three;
         make(&one, &shapes[i]);
         make(&three, &shapes[i]);
         forward("cpu", &one, NULL);
-        forward("cpu", &three, stream);
+        forward("cpu", &three, e.stream);
         assert_same_bits(one.o, three.o, one.o_count, "o");
         assert_same_bits(one.state_out, three.state_out, one.args.segment_count * one.state_count,
                          "state");
         unmake(&one);
         unmake(&three);
     }
-    ra_stream_destroy(stream);
-    ra_device_close(device);
-    ra_pool_destroy(pool);
+    engine_free(&e);
 }
 
 /* One document cut in pieces whose states are handed on equals the document in one piece. */

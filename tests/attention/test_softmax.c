@@ -9,7 +9,7 @@
  */
 #include "attention/softmax_block.h"
 #include "base/cpu_isa.h"
-#include "tests/test_support.h"
+#include "tests/cpu_engine.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -196,29 +196,6 @@ static void check_bits(const result_t *a, const result_t *b, int64_t begin, int6
     }
 }
 
-/* A stream over `threads` threads. */
-typedef struct engine {
-    ra_pool_t *pool;
-    ra_device_t *device;
-    ra_stream_t *stream;
-} engine_t;
-
-static engine_t engine_make(int threads)
-{
-    engine_t e;
-    assert_int_equal(ra_pool_create(threads, &e.pool), RA_OK);
-    assert_int_equal(ra_device_open("cpu", 0, e.pool, &e.device), RA_OK);
-    assert_int_equal(ra_stream_create(e.device, &e.stream), RA_OK);
-    return e;
-}
-
-static void engine_free(engine_t *e)
-{
-    ra_stream_destroy(e->stream);
-    ra_device_close(e->device);
-    ra_pool_destroy(e->pool);
-}
-
 static const struct {
     int64_t rows, keys;
     int32_t heads, kv_heads, dim;
@@ -315,6 +292,33 @@ static void a_row_keeps_its_bits_in_any_company_and_on_any_threads(void **state)
     }
     assert_int_equal(ra_cpu_isa_force(best), 0);
     engine_free(&e);
+}
+
+/* Both rows of the table share it, so it is not among what they are compared for. */
+static void finishing_divides_by_the_sum_and_adds_its_logarithm(void **state)
+{
+    (void)state;
+    enum { ROWS = 5, HEADS = 2, DIM = 33, STRIDE = HEADS * DIM + 3 };
+    uint64_t seed = 5;
+    float *m = random_floats(HEADS * ROWS, &seed, -9, 9);
+    float *l = random_floats(HEADS * ROWS, &seed, 0.5F, 700);
+    float *o = random_floats(ROWS * STRIDE, &seed, -50, 50), lse[HEADS * ROWS];
+    double want[ROWS * STRIDE], want_lse[HEADS * ROWS];
+    for (int i = 0; i < ROWS * STRIDE; i++) {
+        int column = i % STRIDE, head = column / DIM;
+        want[i] = head < HEADS ? (double)o[i] / (double)l[head * ROWS + i / STRIDE] : (double)o[i];
+    }
+    for (int i = 0; i < HEADS * ROWS; i++) {
+        want_lse[i] = (double)m[i] + log((double)l[i]);
+    }
+    ra_softmax_state_t carried = {.m = m, .l = l, .o = o, .o_stride = STRIDE};
+    test_poison(lse, HEADS * ROWS);
+    assert_int_equal(ra_softmax_finish(ROWS, HEADS, DIM, &carried, lse, NULL), RA_OK);
+    test_near(o, want, ROWS * STRIDE, 0, 3e-7, "o"); /* a few fp32 roundings */
+    test_near(lse, want_lse, HEADS * ROWS, 2e-6, 0, "lse");
+    free(m);
+    free(l);
+    free(o);
 }
 
 static void rows_without_a_key_are_zero_with_infinite_lse(void **state)
@@ -421,6 +425,7 @@ int main(void)
         cmocka_unit_test(cpu_agrees_with_the_oracle_for_every_shape_and_mask),
         cmocka_unit_test(spans_over_several_calls_give_the_bits_of_one_call),
         cmocka_unit_test(a_row_keeps_its_bits_in_any_company_and_on_any_threads),
+        cmocka_unit_test(finishing_divides_by_the_sum_and_adds_its_logarithm),
         cmocka_unit_test(rows_without_a_key_are_zero_with_infinite_lse),
         cmocka_unit_test(hidden_keys_that_are_not_finite_change_nothing),
         cmocka_unit_test(scores_far_apart_neither_overflow_nor_vanish),

@@ -8,7 +8,7 @@
 #include "base/cpu_isa.h"
 #include "base/gemm.h"
 #include "base/gemm_ref.h"
-#include "tests/test_support.h"
+#include "tests/cpu_engine.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -113,29 +113,6 @@ static void check_kernel(const char *name, ra_stream_t *stream)
             problem_free(&p);
         }
     }
-}
-
-/* A stream over `threads` threads. */
-typedef struct engine {
-    ra_pool_t *pool;
-    ra_device_t *device;
-    ra_stream_t *stream;
-} engine_t;
-
-static engine_t engine_make(int threads)
-{
-    engine_t e;
-    assert_int_equal(ra_pool_create(threads, &e.pool), RA_OK);
-    assert_int_equal(ra_device_open("cpu", 0, e.pool, &e.device), RA_OK);
-    assert_int_equal(ra_stream_create(e.device, &e.stream), RA_OK);
-    return e;
-}
-
-static void engine_free(engine_t *e)
-{
-    ra_stream_destroy(e->stream);
-    ra_device_close(e->device);
-    ra_pool_destroy(e->pool);
 }
 
 static void openblas_agrees_with_the_oracle(void **state)

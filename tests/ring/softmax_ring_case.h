@@ -41,7 +41,9 @@ ring_result_t ring_result_make(const ring_case_t *c);
 void ring_result_free(ring_result_t *result);
 /** Body of one rank; @a arg is the ring_result_t. */
 ra_status_t ring_rank_run(ra_comm_t *comm, ra_stream_t *stream, void *arg);
-/** @a body, such as ring_rank_run(), on every rank. */
+/** The same; rank 2 fails with RA_ERR_INPUT instead, and the others must hear of it. */
+ra_status_t ring_rank_run_but_2(ra_comm_t *comm, ra_stream_t *stream, void *arg);
+/** One of these on every rank. */
 ra_status_t ring_ranks_run(ring_result_t *result, device_rank_func_t body);
 ring_result_t ring_case_run(const ring_case_t *c);
 
