@@ -1,6 +1,7 @@
 /* Device memory over the transports that move it, in stream order. Skipped where no GPU is. */
 #include "base/clock.h"
 #include "tests/comm/device_ranks.h"
+#include "tests/comm/transfers.h"
 #include <stdlib.h>
 #include <time.h>
 
@@ -18,18 +19,6 @@ static void run_on(int ranks, device_rank_func_t func, void *arg)
         return;
     }
     assert_int_equal(gpu_ranks_run(row, ranks, func, arg), RA_OK);
-}
-
-static ra_transfer_t make(ra_transfer_kind_t kind, int peer, void *data, int64_t bytes)
-{
-    return (ra_transfer_t){.kind = kind, .peer = peer, .tag = 5, .data = data, .bytes = bytes};
-}
-
-static ra_status_t wait_free(ra_comm_t *comm, ra_request_t *request)
-{
-    ra_status_t status = ra_comm_wait(request, ra_comm_deadline(comm));
-    ra_request_free(request);
-    return status;
 }
 
 static uint8_t pattern(int rank, int64_t index)

@@ -1,6 +1,7 @@
 /* A world that is kept between calls, over every transport. */
 #include "base/clock.h"
 #include "tests/comm/device_ranks.h"
+#include "tests/comm/transfers.h"
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -79,18 +80,6 @@ static void world_close(world_t *world, int times)
     assert_int_equal(world->opened, times * world->size);
     assert_int_equal(world->closed, times * world->size);
     free(world);
-}
-
-static ra_transfer_t make(ra_transfer_kind_t kind, int peer, void *data, int64_t bytes)
-{
-    return (ra_transfer_t){.kind = kind, .peer = peer, .tag = 5, .data = data, .bytes = bytes};
-}
-
-static ra_status_t wait_free(ra_comm_t *comm, ra_request_t *request)
-{
-    ra_status_t status = ra_comm_wait(request, ra_comm_deadline(comm));
-    ra_request_free(request);
-    return status;
 }
 
 /* A number round the ring: another one in each call, so that one left over is seen. */

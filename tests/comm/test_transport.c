@@ -1,6 +1,7 @@
 /* What every row of the transport table must do. */
 #include "base/clock.h"
 #include "tests/comm/device_ranks.h"
+#include "tests/comm/transfers.h"
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -47,19 +48,6 @@ static void run_on(int ranks, ra_rank_func_t func, void *arg)
     }
 }
 
-static ra_transfer_t make(ra_transfer_kind_t kind, int peer, uint32_t tag, void *data,
-                          int64_t bytes)
-{
-    return (ra_transfer_t){.kind = kind, .peer = peer, .tag = tag, .data = data, .bytes = bytes};
-}
-
-static ra_status_t wait_free(ra_comm_t *comm, ra_request_t *request)
-{
-    ra_status_t status = ra_comm_wait(request, ra_comm_deadline(comm));
-    ra_request_free(request);
-    return status;
-}
-
 static ra_status_t transfer_one(ra_comm_t *comm, ra_transfer_t transfer)
 {
     ra_request_t *request = NULL;
@@ -82,8 +70,8 @@ static ra_status_t shift_round_ring(ra_comm_t *comm, void *arg)
         mine[i] = pattern(rank, i);
         theirs[i] = 0;
     }
-    ra_transfer_t group[] = {make(RA_SEND, right, 7, mine, bytes),
-                             make(RA_RECV, left, 7, theirs, bytes)};
+    ra_transfer_t group[] = {make_tagged(RA_SEND, right, 7, mine, bytes),
+                             make_tagged(RA_RECV, left, 7, theirs, bytes)};
     ra_request_t *request = NULL;
     ra_status_t status = ra_comm_post(comm, group, 2, &request);
     if (status == RA_OK) {
@@ -122,7 +110,8 @@ static ra_status_t send_tags_backwards(ra_comm_t *comm, void *arg)
     for (int i = 0; i < TAGS; i++) {
         int tag = rank == 0 ? i : TAGS - 1 - i;
         values[i] = rank == 0 ? 1000 + tag : -1;
-        group[i] = make(rank == 0 ? RA_SEND : RA_RECV, 1 - rank, (uint32_t)tag, &values[i], 4);
+        group[i] =
+            make_tagged(rank == 0 ? RA_SEND : RA_RECV, 1 - rank, (uint32_t)tag, &values[i], 4);
     }
     ra_request_t *request = NULL;
     RA_TRY(ra_comm_post(comm, group, TAGS, &request));
@@ -148,7 +137,7 @@ static ra_status_t keep_order_in_a_tag(ra_comm_t *comm, void *arg)
     for (int i = 0; i < 64; i++) {
         values[i] = rank == 0 ? i : -1;
         ra_transfer_t one =
-            make(rank == 0 ? RA_SEND : RA_RECV, 1 - rank, (uint32_t)(i % 2), &values[i], 4);
+            make_tagged(rank == 0 ? RA_SEND : RA_RECV, 1 - rank, (uint32_t)(i % 2), &values[i], 4);
         RA_TRY(transfer_one(comm, one));
     }
     for (int i = 0; i < 64; i++) {
@@ -158,7 +147,7 @@ static ra_status_t keep_order_in_a_tag(ra_comm_t *comm, void *arg)
     ra_transfer_t group[64];
     for (int i = 0; i < 64; i++) {
         values[i] = rank == 0 ? 2 * i : -1;
-        group[i] = make(rank == 0 ? RA_SEND : RA_RECV, 1 - rank, 9, &values[i], 4);
+        group[i] = make_tagged(rank == 0 ? RA_SEND : RA_RECV, 1 - rank, 9, &values[i], 4);
     }
     ra_request_t *request = NULL;
     RA_TRY(ra_comm_post(comm, group, 64, &request));
@@ -181,8 +170,9 @@ static ra_status_t send_to_self_in_a_group(ra_comm_t *comm, void *arg)
     int rank = ra_comm_rank(comm), right = (rank + 1) % ra_comm_size(comm);
     int left = (rank + ra_comm_size(comm) - 1) % ra_comm_size(comm);
     int32_t from = 40 + rank, to = 0, other = 0;
-    ra_transfer_t group[] = {make(RA_SEND, rank, 1, &from, 4), make(RA_RECV, left, 2, &other, 4),
-                             make(RA_SEND, right, 2, &from, 4), make(RA_RECV, rank, 1, &to, 4)};
+    ra_transfer_t group[] = {
+        make_tagged(RA_SEND, rank, 1, &from, 4), make_tagged(RA_RECV, left, 2, &other, 4),
+        make_tagged(RA_SEND, right, 2, &from, 4), make_tagged(RA_RECV, rank, 1, &to, 4)};
     ra_request_t *request = NULL;
     bool alone = right == rank; /* all four match by order then */
     RA_TRY(ra_comm_post(comm, group, 4, &request));
@@ -203,8 +193,8 @@ static ra_status_t post_two_groups_that_cross(ra_comm_t *comm, void *arg)
     (void)arg;
     int rank = ra_comm_rank(comm);
     int32_t mine = rank, theirs = -1;
-    ra_transfer_t send = make(RA_SEND, 1 - rank, 1, &mine, 4);
-    ra_transfer_t receive = make(RA_RECV, 1 - rank, 1, &theirs, 4);
+    ra_transfer_t send = make_tagged(RA_SEND, 1 - rank, 1, &mine, 4);
+    ra_transfer_t receive = make_tagged(RA_RECV, 1 - rank, 1, &theirs, 4);
     ra_request_t *first = NULL, *second = NULL;
     RA_TRY(ra_comm_post(comm, &send, 1, &first));
     RA_TRY(ra_comm_post(comm, &receive, 1, &second));
@@ -247,15 +237,15 @@ static void await(atomic_int *step, int value)
 static ra_status_t receive_in_turn(ra_comm_t *comm, atomic_int *step)
 {
     int32_t value[4] = {-1, -1, -1, -1};
-    ra_transfer_t first = make(RA_RECV, 1, 1, &value[0], 4);
-    ra_transfer_t second = make(RA_RECV, 2, 2, &value[1], 4);
+    ra_transfer_t first = make_tagged(RA_RECV, 1, 1, &value[0], 4);
+    ra_transfer_t second = make_tagged(RA_RECV, 2, 2, &value[1], 4);
     ra_request_t *one = NULL, *two = NULL, *free_one = NULL;
     RA_TRY(ra_comm_post_in_turn(comm, &first, 1, &one));
     RA_TRY(ra_comm_post_in_turn(comm, &second, 1, &two));
     await(step, 1); /* the second has been sent, the first has not */
     RANK_CHECK(comm, ra_comm_test(two) == RA_INPROGRESS && value[1] == -1);
     if (!ra_comm_in_order(comm)) {
-        ra_transfer_t other = make(RA_RECV, 2, 3, &value[2], 4);
+        ra_transfer_t other = make_tagged(RA_RECV, 2, 3, &value[2], 4);
         RA_TRY(ra_comm_post(comm, &other, 1, &free_one));
         RA_TRY(wait_free(comm, free_one)); /* waits for no turn */
         RANK_CHECK(comm, value[2] == 23);
@@ -287,10 +277,10 @@ static ra_status_t send_in_turn(ra_comm_t *comm, void *arg)
     }
     if (ra_comm_rank(comm) == 1) {
         await(step, 2);
-        return transfer_one(comm, make(RA_SEND, 0, 1, &a, 4));
+        return transfer_one(comm, make_tagged(RA_SEND, 0, 1, &a, 4));
     }
-    ra_transfer_t sends[] = {make(RA_SEND, 0, 2, &b, 4), make(RA_SEND, 0, 3, &c, 4),
-                             make(RA_SEND, 0, 2, &d, 4)};
+    ra_transfer_t sends[] = {make_tagged(RA_SEND, 0, 2, &b, 4), make_tagged(RA_SEND, 0, 3, &c, 4),
+                             make_tagged(RA_SEND, 0, 2, &d, 4)};
     RA_TRY(ra_comm_post(comm, &sends[0], 1, &request[0]));
     if (!ra_comm_in_order(comm)) {
         RA_TRY(ra_comm_post(comm, &sends[1], 1, &request[1]));
@@ -322,12 +312,12 @@ static ra_status_t wait_at_gates(ra_comm_t *comm, void *arg)
     uint32_t gates[3] = {0, 0, 0};
     if (rank == 0) {
         for (int i = 0; i < 2; i++) {
-            RA_TRY(transfer_one(comm, make(RA_SEND, 1, 3, &value[i], 4)));
+            RA_TRY(transfer_one(comm, make_tagged(RA_SEND, 1, 3, &value[i], 4)));
         }
         return ra_comm_barrier(comm);
     }
     for (int i = 0; i < 2; i++) {
-        ra_transfer_t piece = make(RA_RECV, 0, 3, &value[i], 4);
+        ra_transfer_t piece = make_tagged(RA_RECV, 0, 3, &value[i], 4);
         piece.gate = &gates[i];
         piece.gate_value = 11;
         RA_TRY(transfer_one(comm, piece));
@@ -339,7 +329,7 @@ static ra_status_t wait_at_gates(ra_comm_t *comm, void *arg)
         return RA_OK;
     }
     /* Nobody sends this one: cancelling opens its gate. */
-    ra_transfer_t lost = make(RA_RECV, 0, 3, value, 4);
+    ra_transfer_t lost = make_tagged(RA_RECV, 0, 3, value, 4);
     lost.gate = &gates[2];
     lost.gate_value = 5;
     ra_request_t *request = NULL;
@@ -361,9 +351,9 @@ static ra_status_t send_to_self(ra_comm_t *comm, void *arg)
     (void)arg;
     int rank = ra_comm_rank(comm);
     int32_t from = 40 + rank, to = 0, lent = 90 + rank, landing = 0;
-    ra_transfer_t group[] = {make(RA_SEND, rank, 1, &from, 4), make(RA_RECV, rank, 1, &to, 4),
-                             make(RA_BORROW, rank, 2, &landing, 4),
-                             make(RA_LEND, rank, 2, &lent, 4)};
+    ra_transfer_t group[] = {
+        make_tagged(RA_SEND, rank, 1, &from, 4), make_tagged(RA_RECV, rank, 1, &to, 4),
+        make_tagged(RA_BORROW, rank, 2, &landing, 4), make_tagged(RA_LEND, rank, 2, &lent, 4)};
     ra_request_t *pair = NULL, *lend = NULL, *borrow = NULL;
     RA_TRY(ra_comm_post(comm, group, 2, &pair));
     RA_TRY(wait_free(comm, pair));
@@ -401,7 +391,7 @@ static ra_status_t mismatch(ra_comm_t *comm, void *arg)
     RANK_CHECK(comm, transfer_one(comm, mine) == RA_ERR_INVALID);
     RANK_CHECK(comm, strstr(ra_last_error(), "16 bytes") != NULL);
     /* The world goes on. */
-    mine = make(rank == 0 ? RA_SEND : RA_RECV, 1 - rank, 6, values, 8);
+    mine = make_tagged(rank == 0 ? RA_SEND : RA_RECV, 1 - rank, 6, values, 8);
     RA_TRY(transfer_one(comm, mine));
     return RA_OK;
 }
@@ -411,11 +401,11 @@ static void mismatched_lengths_and_kinds_fail_on_both_sides(void **state)
     (void)state;
     needs_checks();
     ra_transfer_t pairs[][2] = {
-        {make(RA_SEND, 1, 5, NULL, 16), make(RA_RECV, 0, 5, NULL, 8)},
-        {make(RA_RECV, 1, 5, NULL, 16), make(RA_SEND, 0, 5, NULL, 0)},
-        {make(RA_LEND, 1, 5, NULL, 16), make(RA_BORROW, 0, 5, NULL, 8)},
-        {make(RA_LEND, 1, 5, NULL, 16), make(RA_RECV, 0, 5, NULL, 16)},
-        {make(RA_BORROW, 1, 5, NULL, 16), make(RA_SEND, 0, 5, NULL, 16)},
+        {make_tagged(RA_SEND, 1, 5, NULL, 16), make_tagged(RA_RECV, 0, 5, NULL, 8)},
+        {make_tagged(RA_RECV, 1, 5, NULL, 16), make_tagged(RA_SEND, 0, 5, NULL, 0)},
+        {make_tagged(RA_LEND, 1, 5, NULL, 16), make_tagged(RA_BORROW, 0, 5, NULL, 8)},
+        {make_tagged(RA_LEND, 1, 5, NULL, 16), make_tagged(RA_RECV, 0, 5, NULL, 16)},
+        {make_tagged(RA_BORROW, 1, 5, NULL, 16), make_tagged(RA_SEND, 0, 5, NULL, 16)},
     };
     for (size_t i = 0; i < RA_ARRAY_LEN(pairs); i++) {
         run_on(2, mismatch, pairs[i]);
@@ -427,20 +417,20 @@ static ra_status_t post_nonsense(ra_comm_t *comm, void *arg)
     (void)arg;
     ra_log_set_quiet(1);
     char byte = 0;
-    ra_transfer_t bad[] = {make(RA_SEND, 2, 0, &byte, 1),
-                           make(RA_SEND, -1, 0, &byte, 1),
-                           make(RA_RECV, 0, 0, &byte, -1),
-                           make(RA_RECV, 0, 0, NULL, 1),
-                           make(RA_SEND, 0, RA_TAG_RESERVED, &byte, 1),
-                           make((ra_transfer_kind_t)9, 0, 0, &byte, 1)};
+    ra_transfer_t bad[] = {make_tagged(RA_SEND, 2, 0, &byte, 1),
+                           make_tagged(RA_SEND, -1, 0, &byte, 1),
+                           make_tagged(RA_RECV, 0, 0, &byte, -1),
+                           make_tagged(RA_RECV, 0, 0, NULL, 1),
+                           make_tagged(RA_SEND, 0, RA_TAG_RESERVED, &byte, 1),
+                           make_tagged((ra_transfer_kind_t)9, 0, 0, &byte, 1)};
     for (size_t i = 0; i < RA_ARRAY_LEN(bad); i++) {
-        ra_transfer_t group[] = {make(RA_SEND, 0, 3, &byte, 1), bad[i]};
+        ra_transfer_t group[] = {make_tagged(RA_SEND, 0, 3, &byte, 1), bad[i]};
         ra_request_t *request = NULL;
         RANK_CHECK(comm, ra_comm_post(comm, group, 2, &request) == RA_ERR_INVALID);
         RANK_CHECK(comm, request == NULL);
     }
     /* Nothing of the refused groups was posted. */
-    ra_transfer_t receive = make(RA_RECV, 0, 3, &byte, 1);
+    ra_transfer_t receive = make_tagged(RA_RECV, 0, 3, &byte, 1);
     ra_request_t *request = NULL;
     RA_TRY(ra_comm_post(comm, &receive, 1, &request));
     RANK_CHECK(comm, ra_comm_test(request) == RA_INPROGRESS);
@@ -467,7 +457,7 @@ static ra_status_t cancel_then_resend(ra_comm_t *comm, void *arg)
     char go = 0;
     ra_request_t *request = NULL;
     if (rank == 0) {
-        ra_transfer_t early = make(RA_RECV, 1, 4, &other, 4);
+        ra_transfer_t early = make_tagged(RA_RECV, 1, 4, &other, 4);
         RA_TRY(ra_comm_post(comm, &early, 1, &request));
         RANK_CHECK(comm, ra_comm_test(request) == RA_INPROGRESS);
         RA_TRY(ra_comm_cancel(request));
@@ -476,11 +466,11 @@ static ra_status_t cancel_then_resend(ra_comm_t *comm, void *arg)
     }
     /* Rank 1 sends nothing before the receive is withdrawn: in order alone, whatever it sent
        would meet it. */
-    RA_TRY(transfer_one(comm, make(rank == 0 ? RA_SEND : RA_RECV, 1 - rank, 5, &go, 1)));
+    RA_TRY(transfer_one(comm, make_tagged(rank == 0 ? RA_SEND : RA_RECV, 1 - rank, 5, &go, 1)));
     /* The withdrawn receive must not catch this message. */
     int32_t landed = -1;
     ra_transfer_t one =
-        rank == 0 ? make(RA_RECV, 1, 4, &landed, 4) : make(RA_SEND, 0, 4, &value, 4);
+        rank == 0 ? make_tagged(RA_RECV, 1, 4, &landed, 4) : make_tagged(RA_SEND, 0, 4, &value, 4);
     RA_TRY(ra_comm_post(comm, &one, 1, &request));
     RA_TRY(ra_comm_wait(request, ra_comm_deadline(comm)));
     RA_TRY(ra_comm_cancel(request)); /* completed: nothing to withdraw */
@@ -503,7 +493,7 @@ static ra_status_t wait_in_vain(ra_comm_t *comm, void *arg)
     int32_t value = 3, landed = 0;
     if (ra_comm_rank(comm) == 0) {
         ra_log_set_quiet(1);
-        ra_transfer_t receive = make(RA_RECV, 1, 8, &landed, 4);
+        ra_transfer_t receive = make_tagged(RA_RECV, 1, 8, &landed, 4);
         ra_request_t *request = NULL;
         RA_TRY(ra_comm_post(comm, &receive, 1, &request));
         RANK_CHECK(comm, ra_comm_wait(request, ra_deadline_in(0.02)) == RA_ERR_TIMEOUT);
@@ -515,7 +505,7 @@ static ra_status_t wait_in_vain(ra_comm_t *comm, void *arg)
         return RA_OK;
     }
     RA_TRY(ra_comm_barrier(comm));
-    return transfer_one(comm, make(RA_SEND, 0, 8, &value, 4));
+    return transfer_one(comm, make_tagged(RA_SEND, 0, 8, &value, 4));
 }
 
 static void a_deadline_ends_the_wait_and_not_the_transfer(void **state)
@@ -536,7 +526,7 @@ static ra_status_t abort_or_wait(ra_comm_t *comm, void *arg)
         return ra_fail(RA_ERR_INPUT, "test", "rank %d has had enough", rank);
     }
     char byte = 0;
-    ra_transfer_t receive = make(RA_RECV, size - 1, 1, &byte, 1);
+    ra_transfer_t receive = make_tagged(RA_RECV, size - 1, 1, &byte, 1);
     ra_request_t *request = NULL;
     ra_status_t status = ra_comm_post(comm, &receive, 1, &request);
     if (status == RA_OK) {
@@ -579,14 +569,14 @@ static ra_status_t lend_and_change(ra_comm_t *comm, void *arg)
             for (int i = 0; i < 512; i++) {
                 block[i] = round * 1000 + i;
             }
-            ra_transfer_t lend = make(RA_LEND, 1, 2, block, sizeof(block));
+            ra_transfer_t lend = make_tagged(RA_LEND, 1, 2, block, sizeof(block));
             RA_TRY(ra_comm_post(comm, &lend, 1, &request));
             RA_TRY(wait_free(comm, request));
             RANK_CHECK(comm, !ra_comm_lends(comm) || atomic_load(&shared->released) == 1);
             memset(block, 0, sizeof(block)); /* the lender's again */
         } else {
             void *place = ra_comm_lends(comm) ? NULL : landing;
-            ra_transfer_t borrow = make(RA_BORROW, 0, 2, place, sizeof(block));
+            ra_transfer_t borrow = make_tagged(RA_BORROW, 0, 2, place, sizeof(block));
             RA_TRY(ra_comm_post(comm, &borrow, 1, &request));
             RA_TRY(ra_comm_wait(request, ra_comm_deadline(comm)));
             const int64_t *lent = ra_request_borrowed(request, 0);
@@ -630,8 +620,9 @@ static ra_status_t lend_in_a_chain(ra_comm_t *comm, void *arg)
             if (s == size - 1) {
                 break;
             }
-            ra_transfer_t lend = make(RA_LEND, right, 3, (void *)(uintptr_t)block, sizeof(own));
-            ra_transfer_t borrow = make(RA_BORROW, left, 3, landing[s], sizeof(own));
+            ra_transfer_t lend =
+                make_tagged(RA_LEND, right, 3, (void *)(uintptr_t)block, sizeof(own));
+            ra_transfer_t borrow = make_tagged(RA_BORROW, left, 3, landing[s], sizeof(own));
             if (ra_comm_lends(comm)) {
                 RA_TRY(ra_comm_post(comm, &lend, 1, &lends[s]));
                 RA_TRY(ra_comm_post(comm, &borrow, 1, &borrows[s]));
@@ -670,7 +661,7 @@ static ra_status_t abandon_lent_block(ra_comm_t *comm, void *arg)
         for (int i = 0; i < 256; i++) {
             block[i] = i;
         }
-        ra_transfer_t lend = make(RA_LEND, 1, 2, block, sizeof(block));
+        ra_transfer_t lend = make_tagged(RA_LEND, 1, 2, block, sizeof(block));
         RA_TRY(ra_comm_post(comm, &lend, 1, &request));
         RA_TRY(ra_comm_barrier(comm)); /* the other rank holds the block */
         ra_comm_abort(comm, RA_ERR_STOPPED);
@@ -680,7 +671,7 @@ static ra_status_t abandon_lent_block(ra_comm_t *comm, void *arg)
         return RA_ERR_STOPPED;
     }
     int64_t landing[256];
-    ra_transfer_t borrow = make(RA_BORROW, 0, 2, landing, sizeof(landing));
+    ra_transfer_t borrow = make_tagged(RA_BORROW, 0, 2, landing, sizeof(landing));
     RA_TRY(ra_comm_post(comm, &borrow, 1, &request));
     RA_TRY(ra_comm_wait(request, ra_comm_deadline(comm)));
     RA_TRY(ra_comm_barrier(comm));
@@ -714,8 +705,8 @@ static ra_status_t storm(ra_comm_t *comm, void *arg)
     for (int round = 0; round < ROUNDS; round++) {
         for (int p = 0; p < size; p++) {
             out[p] = round * 10000 + rank * 100 + p;
-            group[2 * p] = make(RA_RECV, p, (uint32_t)round % 3, &in[p], 8);
-            group[2 * p + 1] = make(RA_SEND, p, (uint32_t)round % 3, &out[p], 8);
+            group[2 * p] = make_tagged(RA_RECV, p, (uint32_t)round % 3, &in[p], 8);
+            group[2 * p + 1] = make_tagged(RA_SEND, p, (uint32_t)round % 3, &out[p], 8);
         }
         ra_request_t *request = NULL;
         RA_TRY(ra_comm_post(comm, group, 2 * size, &request));
