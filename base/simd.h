@@ -549,13 +549,6 @@ RA_INLINE void vf_exp_negative_each(vf *x, const int n)
     }
 }
 
-/** The same of one vector. */
-RA_INLINE vf vf_exp_negative(vf x)
-{
-    vf_exp_negative_each(&x, 1);
-    return x;
-}
-
 /** The same as vf_exp_below_88() for every x: +inf above 88.73. */
 RA_INLINE vf vf_exp(vf x)
 {

@@ -23,7 +23,6 @@
 #define RA_RING_LAYOUT_H
 
 #include "base/status.h"
-#include <stdbool.h>
 #include <stdint.h>
 
 typedef enum ra_layout_kind { RA_LAYOUT_CONTIGUOUS, RA_LAYOUT_ZIGZAG } ra_layout_kind_t;
@@ -87,12 +86,6 @@ static inline int64_t ra_layout_run_count(const ra_layout_t *layout, int rank)
 static inline const ra_run_t *ra_layout_runs(const ra_layout_t *layout, int rank)
 {
     return layout->rank_runs + layout->rank_run_begin[rank];
-}
-
-/** True when more than one rank owns rows of the document. */
-static inline bool ra_layout_is_sharded(const ra_layout_t *layout, int64_t document)
-{
-    return layout->document_run_begin[document + 1] - layout->document_run_begin[document] > 1;
 }
 
 /** Run that holds @a position of @a document, or NULL when nobody owns it. O(log runs). */
