@@ -89,18 +89,3 @@ void moe_layer_destroy(moe_layer_t *layer)
     }
     free(layer);
 }
-
-int64_t moe_rows_of_rank(int64_t rows, int ranks, int rank)
-{
-    return rank % 3 == 1 && ranks > 2 ? 0 : rows / ranks + rank;
-}
-
-void moe_same_bits(const float *got, const float *want, int64_t n, int ranks, int64_t hidden)
-{
-    for (int64_t i = 0; i < n; i++) {
-        if (memcmp(&got[i], &want[i], sizeof(*got)) != 0 && !(isnan(got[i]) && isnan(want[i]))) {
-            fail_msg("%d ranks, hidden %lld, y [%lld]: %.9g, replicated %.9g", ranks,
-                     (long long)hidden, (long long)i, (double)got[i], (double)want[i]);
-        }
-    }
-}

@@ -22,9 +22,4 @@ moe_layer_t *moe_layer_create(const ra_moe_shape_t *shape, ra_dtype_t dtype,
                               ra_dtype_t router_dtype);
 void moe_layer_destroy(moe_layer_t *layer);
 
-/** Rows of rank @a rank when about @a rows are dealt out unevenly, some ranks without any. */
-int64_t moe_rows_of_rank(int64_t rows, int ranks, int rank);
-/** Fail where expert-parallel results are not the replicated ones bit for bit; NaN equals NaN. */
-void moe_same_bits(const float *got, const float *want, int64_t n, int ranks, int64_t hidden);
-
 #endif
