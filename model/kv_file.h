@@ -68,6 +68,8 @@ int64_t ra_kv_writer_tokens(const ra_kv_writer_t *writer);
  * Store keys and values of tokens [begin, begin + count) of softmax layer @a l, each token once;
  * tokens behind the last whole tile are dropped. Safe from several threads at once.
  * @param k,v  [count, kv heads, head dim] fp32.
+ * @retval RA_ERR_INVALID  no softmax layer, or tokens beyond the prefix; RA_ERR_OUTPUT with the
+ *                         reason, as of the other puts.
  */
 ra_status_t ra_kv_writer_put(ra_kv_writer_t *writer, int64_t l, int64_t begin, int64_t count,
                              const float *k, const float *v);
@@ -78,7 +80,8 @@ ra_status_t ra_kv_writer_put_state(ra_kv_writer_t *writer, int64_t l, const floa
  * otherwise.
  */
 ra_status_t ra_kv_writer_put_next(ra_kv_writer_t *writer, const float *logprob);
-/** Finish every file, the index last. @retval RA_ERR_INVALID something was not put. */
+/** Finish every file, the index last. @retval RA_ERR_INVALID something was not put; RA_ERR_OUTPUT
+ * with the reason. */
 ra_status_t ra_kv_writer_commit(ra_kv_writer_t *writer);
 
 typedef struct ra_kv_reader ra_kv_reader_t;
@@ -107,7 +110,9 @@ int64_t ra_kv_reader_tail(const ra_kv_reader_t *reader, const int32_t **ids_p);
 
 /**
  * Keys and values of tokens [begin, begin + count) of softmax layer @a l, whatever the shards.
- * @param k,v  out [count, kv heads, head dim] fp32. Thread safe.
+ * @param k,v  out [count, kv heads, head dim] fp32. Thread safe; to be believed once
+ *             ra_kv_reader_verify() said RA_OK.
+ * @retval RA_ERR_INVALID  no softmax layer, or tokens that are not cached.
  */
 ra_status_t ra_kv_reader_get(const ra_kv_reader_t *reader, int64_t l, int64_t begin, int64_t count,
                              float *k, float *v);

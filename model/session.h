@@ -49,6 +49,7 @@ void ra_session_options_default(ra_session_options_t *options);
  * Open a model directory and prepare its weights.
  * @retval RA_ERR_USAGE  bad option, directory missing, explicit zigzag with reproducible
  * @retval RA_ERR_INPUT  the directory's files are rejected (message names file and cause)
+ * @retval RA_ERR_UNSUPPORTED  no such device in this build or machine, or bf16 on the CPU
  * @retval RA_ERR_NOMEM
  */
 ra_status_t ra_session_open(const ra_session_options_t *options, ra_session_t **session_p);
@@ -105,11 +106,20 @@ typedef struct ra_prefill_result {
 
 /**
  * Run one document and write its key/value cache and linear states as ring-kv/1 to @a out_dir.
- * @param prefix    Cache to go on from (its tail tokens are prepended and recomputed), or NULL.
+ * @param prefix    Cache of this model and tile to go on from (its tail tokens are prepended and
+ *                  recomputed), or NULL.
  * @param document  New tokens, after the prefix. logprob, where not NULL, gets count entries with a
- * prefix (the first one is p(tokens[0] | prefix)), count - 1 without.
- * @param out_dir   Directory to create, or NULL to write nothing.
- * @param kv_dtype  "f32" or "bf16".
+ *                  prefix (the first one is p(tokens[0] | prefix)), count - 1 without. routing_gap
+ *                  is left as it is; expert choices are NULL.
+ * @param out_dir   Directory to create (model/kv_file.h), or NULL to write nothing.
+ * @param kv_dtype  "f32" or "bf16", of the cache's keys and values.
+ * @param tokenizer_digest  Noted in the cache; "" when the tokens came without a tokenizer.
+ * @param result    top_k and the arrays are given; top_k may become less: entries written.
+ * @retval RA_ERR_USAGE      kv_dtype, expert choices, a prefix of another tile, or out_dir holds a
+ *                           cache
+ * @retval RA_ERR_INPUT      no token, or one outside the vocabulary
+ * @retval RA_ERR_NONFINITE  a log-probability is not finite; no cache is left
+ * @retval RA_ERR_OUTPUT     the cache cannot be written. Others as ra_session_score().
  */
 ra_status_t ra_session_prefill(ra_session_t *session, const struct ra_kv_reader *prefix,
                                ra_sequence_t *document, const char *out_dir, const char *kv_dtype,
