@@ -1,5 +1,6 @@
 #include "base/device.h"
 
+#include "base/checked.h"
 #include "base/device_ops.h"
 #include "base/log.h"
 #include <stdlib.h>
@@ -45,6 +46,18 @@ ra_status_t ra_device_count(const char *name, int *count_p)
     return ops->count(count_p);
 }
 
+static ra_status_t device_new(const ra_device_t *like, ra_device_t **device_p)
+{
+    ra_device_t *device = calloc(1, sizeof(*device));
+    if (device == NULL) {
+        return ra_fail(RA_ERR_NOMEM, "device", "cannot allocate a device handle");
+    }
+    *device = *like;
+    pthread_mutex_init(&device->mutex, NULL);
+    *device_p = device;
+    return RA_OK;
+}
+
 ra_status_t ra_device_open(const char *name, int index, ra_pool_t *pool, ra_device_t **device_p)
 {
     const ra_device_ops_t *ops = NULL;
@@ -55,20 +68,30 @@ ra_status_t ra_device_open(const char *name, int index, ra_pool_t *pool, ra_devi
         return ra_fail(RA_ERR_USAGE, "device", "%s device %d asked for; there are %d", name, index,
                        count);
     }
-    ra_device_t *device = calloc(1, sizeof(*device));
-    if (device == NULL) {
-        return ra_fail(RA_ERR_NOMEM, "device", "cannot allocate a device handle");
-    }
-    device->ops = ops;
-    device->index = index;
-    device->pool = pool;
-    *device_p = device;
-    return RA_OK;
+    ra_device_t like = {.ops = ops, .index = index, .pool = pool};
+    return device_new(&like, device_p);
+}
+
+/* No address of a process starts with this bit: to touch one is a fault at once. */
+#define COUNTING_FIRST ((uintptr_t)1 << (8 * sizeof(uintptr_t) - 1))
+
+ra_status_t ra_device_open_counting(const ra_device_t *like, ra_device_t **device_p)
+{
+    ra_device_t counting = {.ops = like->ops,
+                            .index = like->index,
+                            .pool = like->pool,
+                            .counting = true,
+                            .next_address = COUNTING_FIRST};
+    return device_new(&counting, device_p);
 }
 
 void ra_device_close(ra_device_t *device)
 {
-    free(device);
+    if (device != NULL) {
+        pthread_mutex_destroy(&device->mutex);
+        free(device->blocks);
+        free(device);
+    }
 }
 
 ra_device_kind_t ra_device_kind(const ra_device_t *device)
@@ -94,28 +117,116 @@ static ra_status_t check_bytes(int64_t bytes)
     return RA_OK;
 }
 
+/* An address of its own for memory that is not there, aligned as a GPU's. */
+static void *invent_address(ra_device_t *device, int64_t bytes)
+{
+    pthread_mutex_lock(&device->mutex);
+    uintptr_t address = device->next_address;
+    device->next_address += ((uintptr_t)bytes / 256 + 1) * 256;
+    pthread_mutex_unlock(&device->mutex);
+    return (void *)address;
+}
+
+static ra_status_t give_memory(ra_device_t *device, int64_t bytes, void **memory_p)
+{
+    if (device->counting) {
+        *memory_p = invent_address(device, bytes);
+        return RA_OK;
+    }
+    return device->ops->alloc(device, bytes, memory_p);
+}
+
+static void take_memory(ra_device_t *device, void *memory)
+{
+    if (!device->counting) {
+        device->ops->free(device, memory);
+    }
+}
+
+static bool note_block(ra_device_t *device, void *memory, int64_t bytes)
+{
+    pthread_mutex_lock(&device->mutex);
+    if (device->block_count == device->room) {
+        int64_t room = 2 * device->room + 64;
+        ra_device_block_t *grown = realloc(device->blocks, (size_t)room * sizeof(*grown));
+        device->blocks = grown != NULL ? grown : device->blocks;
+        device->room = grown != NULL ? room : device->room;
+    }
+    bool noted = device->block_count < device->room;
+    if (noted) {
+        device->blocks[device->block_count++] = (ra_device_block_t){memory, bytes};
+        device->live += bytes;
+        device->peak = ra_max_i64(device->peak, device->live);
+    }
+    pthread_mutex_unlock(&device->mutex);
+    return noted;
+}
+
+/* The newest first: most of what is freed is young. */
+static void forget_block(ra_device_t *device, const void *memory)
+{
+    pthread_mutex_lock(&device->mutex);
+    int64_t i = device->block_count - 1;
+    while (i >= 0 && device->blocks[i].memory != memory) {
+        i--;
+    }
+    if (i >= 0) {
+        device->live -= device->blocks[i].bytes;
+        device->blocks[i] = device->blocks[--device->block_count];
+    }
+    pthread_mutex_unlock(&device->mutex);
+}
+
 ra_status_t ra_device_alloc(ra_device_t *device, int64_t bytes, void **memory_p)
 {
+    void *memory = NULL;
     RA_TRY(check_bytes(bytes));
-    return device->ops->alloc(device, bytes, memory_p);
+    RA_TRY(give_memory(device, bytes, &memory));
+    if (!note_block(device, memory, bytes)) {
+        take_memory(device, memory);
+        return ra_fail(RA_ERR_NOMEM, "device", "cannot allocate a list of blocks");
+    }
+    *memory_p = memory;
+    return RA_OK;
 }
 
 void ra_device_free(ra_device_t *device, void *memory)
 {
     if (memory != NULL) {
-        device->ops->free(device, memory);
+        forget_block(device, memory); /* first: its address may be given out again */
+        take_memory(device, memory);
     }
+}
+
+ra_status_t ra_device_memory(ra_device_t *device, ra_device_memory_t *memory)
+{
+    pthread_mutex_lock(&device->mutex);
+    *memory = (ra_device_memory_t){
+        .live = device->live, .peak = device->peak, .used = device->live, .free = INT64_MAX};
+    pthread_mutex_unlock(&device->mutex);
+    return device->counting ? RA_OK : device->ops->look(device, memory);
+}
+
+void ra_device_reset_peak(ra_device_t *device)
+{
+    pthread_mutex_lock(&device->mutex);
+    device->peak = device->live;
+    pthread_mutex_unlock(&device->mutex);
 }
 
 ra_status_t ra_device_alloc_host(ra_device_t *device, int64_t bytes, void **memory_p)
 {
     RA_TRY(check_bytes(bytes));
+    if (device->counting) {
+        *memory_p = invent_address(device, bytes);
+        return RA_OK;
+    }
     return device->ops->alloc_host(device, bytes, memory_p);
 }
 
 void ra_device_free_host(ra_device_t *device, void *memory)
 {
-    if (memory != NULL) {
+    if (memory != NULL && !device->counting) {
         device->ops->free_host(device, memory);
     }
 }
@@ -127,7 +238,7 @@ ra_status_t ra_stream_create(ra_device_t *device, ra_stream_t **stream_p)
         return ra_fail(RA_ERR_NOMEM, "device", "cannot allocate a stream");
     }
     stream->device = device;
-    ra_status_t status = device->ops->open_stream(stream);
+    ra_status_t status = device->counting ? RA_OK : device->ops->open_stream(stream);
     if (status != RA_OK) {
         free(stream);
         return status;
@@ -139,24 +250,26 @@ ra_status_t ra_stream_create(ra_device_t *device, ra_stream_t **stream_p)
 void ra_stream_destroy(ra_stream_t *stream)
 {
     if (stream != NULL) {
-        stream->device->ops->close_stream(stream);
+        if (!stream->device->counting) {
+            stream->device->ops->close_stream(stream);
+        }
         free(stream);
     }
 }
 
 ra_status_t ra_stream_sync(ra_stream_t *stream)
 {
-    return stream->device->ops->sync(stream);
+    return stream->device->counting ? RA_OK : stream->device->ops->sync(stream);
 }
 
 ra_status_t ra_stream_copy(ra_stream_t *stream, void *to, const void *from, int64_t bytes)
 {
-    return stream->device->ops->copy(stream, to, from, bytes);
+    return stream->device->counting ? RA_OK : stream->device->ops->copy(stream, to, from, bytes);
 }
 
 ra_status_t ra_stream_zero(ra_stream_t *stream, void *to, int64_t bytes)
 {
-    return stream->device->ops->zero(stream, to, bytes);
+    return stream->device->counting ? RA_OK : stream->device->ops->zero(stream, to, bytes);
 }
 
 ra_device_t *ra_stream_device(const ra_stream_t *stream)

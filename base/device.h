@@ -34,6 +34,13 @@ void ra_device_close(ra_device_t *device);
 ra_status_t ra_device_count(const char *name, int *count_p);
 /** Kind number @a index of this build, from 0. @return false past the last. */
 bool ra_device_list(int index, const char **name_p, const char **doc_p);
+/**
+ * Open a device of the kind and index of @a like that counts and has no memory. What is allocated
+ * on it has an address that nothing may read or write, copies and zeroing do nothing, and its
+ * streams run nothing. Whatever only allocates and fills its buffers when it is made, as plans do,
+ * can so be made first to learn what it takes (ra_device_memory()), and then in earnest.
+ */
+ra_status_t ra_device_open_counting(const ra_device_t *like, ra_device_t **device_p);
 ra_device_kind_t ra_device_kind(const ra_device_t *device);
 const char *ra_device_name(const ra_device_t *device);
 int ra_device_index(const ra_device_t *device);
@@ -43,6 +50,16 @@ int ra_device_index(const ra_device_t *device);
 ra_status_t ra_device_alloc(ra_device_t *device, int64_t bytes, void **memory_p);
 /** Accepts NULL. On a GPU waits for the device. */
 void ra_device_free(ra_device_t *device, void *memory);
+
+/** Bytes. */
+typedef struct ra_device_memory {
+    int64_t live; /**< of ra_device_alloc() on this handle, and streams' workspaces */
+    int64_t peak; /**< most live since ra_device_reset_peak() */
+    int64_t used; /**< on the device, by everybody, as its driver says; CPU, counting: live */
+    int64_t free; /**< INT64_MAX where nobody says: CPU, counting */
+} ra_device_memory_t;
+ra_status_t ra_device_memory(ra_device_t *device, ra_device_memory_t *memory);
+void ra_device_reset_peak(ra_device_t *device);
 /** Host memory that the device copies from and to at full rate (pinned on a GPU). */
 ra_status_t ra_device_alloc_host(ra_device_t *device, int64_t bytes, void **memory_p);
 /** Accepts NULL. */

@@ -86,6 +86,16 @@ static void cuda_free_host(ra_device_t *device, void *memory)
     }
 }
 
+static ra_status_t cuda_look(const ra_device_t *device, ra_device_memory_t *memory)
+{
+    size_t free_bytes = 0, total = 0;
+    RA_TRY(make_current(device));
+    RA_TRY(ra_cuda_check(cudaMemGetInfo(&free_bytes, &total), "looking at free memory"));
+    memory->used = (int64_t)(total - free_bytes);
+    memory->free = (int64_t)free_bytes;
+    return RA_OK;
+}
+
 static void cuda_close_stream(ra_stream_t *stream)
 {
     if (make_current(stream->device) != RA_OK) {
@@ -94,9 +104,7 @@ static void cuda_close_stream(ra_stream_t *stream)
     if (stream->queue != NULL) {
         ra_cuda_check(cudaStreamDestroy(stream->queue), "closing a stream");
     }
-    if (stream->workspace != NULL) {
-        ra_cuda_check(cudaFree(stream->workspace), "freeing a workspace");
-    }
+    ra_device_free(stream->device, stream->workspace);
 }
 
 static ra_status_t cuda_open_stream(ra_stream_t *stream)
@@ -106,9 +114,8 @@ static ra_status_t cuda_open_stream(ra_stream_t *stream)
     RA_TRY(
         ra_cuda_check(cudaStreamCreateWithFlags(&queue, cudaStreamNonBlocking), "making a stream"));
     stream->queue = queue;
-    ra_status_t status = cuda_alloc(stream->device, RA_STREAM_WORKSPACE, &stream->workspace);
+    ra_status_t status = ra_device_alloc(stream->device, RA_STREAM_WORKSPACE, &stream->workspace);
     if (status != RA_OK) {
-        stream->workspace = NULL;
         cuda_close_stream(stream);
     }
     return status;
@@ -184,6 +191,7 @@ const ra_device_ops_t ra_device_cuda = {.name = "cuda",
                                         .free = cuda_free,
                                         .alloc_host = cuda_alloc_host,
                                         .free_host = cuda_free_host,
+                                        .look = cuda_look,
                                         .open_stream = cuda_open_stream,
                                         .close_stream = cuda_close_stream,
                                         .sync = cuda_sync,

@@ -6,6 +6,7 @@
 #define RA_BASE_DEVICE_OPS_H
 
 #include "base/device.h"
+#include <pthread.h>
 
 /** All slots are required but where said. Bytes are >= 0 and were checked. */
 typedef struct ra_device_ops {
@@ -17,6 +18,8 @@ typedef struct ra_device_ops {
     void (*free)(ra_device_t *device, void *memory);
     ra_status_t (*alloc_host)(ra_device_t *device, int64_t bytes, void **memory_p);
     void (*free_host)(ra_device_t *device, void *memory);
+    /** Set used and free; live is set. */
+    ra_status_t (*look)(const ra_device_t *device, ra_device_memory_t *memory);
     /** Fill in the members after `device`. */
     ra_status_t (*open_stream)(ra_stream_t *stream);
     void (*close_stream)(ra_stream_t *stream);
@@ -31,10 +34,23 @@ typedef struct ra_device_ops {
     void (*mark_free)(void *event);
 } ra_device_ops_t;
 
+/** One ra_device_alloc() that was not freed. */
+typedef struct ra_device_block {
+    void *memory;
+    int64_t bytes;
+} ra_device_block_t;
+
 struct ra_device {
     const ra_device_ops_t *ops;
     int index;
     ra_pool_t *pool; /**< borrowed */
+    bool counting;
+    /* Guarded by mutex: */
+    pthread_mutex_t mutex;
+    ra_device_block_t *blocks; /**< [room], block_count of them */
+    int64_t block_count, room;
+    int64_t live, peak;
+    uintptr_t next_address; /**< counting: of the next block */
 };
 
 struct ra_stream {
