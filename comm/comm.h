@@ -95,11 +95,12 @@ bool ra_comm_uses_kernels(const ra_comm_t *comm);
  */
 ra_status_t ra_comm_attach(ra_comm_t *comm, ra_stream_t *compute);
 /**
- * Measure, or not, how long the compute stream stands still for transfers, from 0. Costs two events
- * a wait. Host memory, and transports of it, have nothing to measure here.
+ * Measure, or not, how long this rank's computing stands still for transfers, from 0. With a stream
+ * attached: the stream, for device memory; costs two events a wait. Else: the thread, in
+ * ra_comm_wait() and collectives.
  */
 ra_status_t ra_comm_measure_waits(ra_comm_t *comm, bool on);
-/** Seconds measured so far; the compute stream has been synchronised. */
+/** Seconds measured so far; an attached stream has been synchronised. */
 ra_status_t ra_comm_waited(ra_comm_t *comm, double *seconds_p);
 /** Seconds any single wait of the plan layers may take; set before use. The default is the
  * transport's: a day where ranks are threads, which cannot vanish unnoticed. */

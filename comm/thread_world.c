@@ -339,6 +339,7 @@ ra_status_t ra_thread_wait(ra_request_t *base, int64_t deadline_ns)
 {
     ra_thread_request_t *request = (ra_thread_request_t *)base;
     ra_thread_end_t *end = request->end;
+    int64_t before = end->measures ? ra_clock_ns() : 0;
     ra_status_t status;
 
     pthread_mutex_lock(&end->world->mutex);
@@ -353,6 +354,7 @@ ra_status_t ra_thread_wait(ra_request_t *base, int64_t deadline_ns)
         }
     }
     pthread_mutex_unlock(&end->world->mutex);
+    end->waited_ns += end->measures ? ra_clock_ns() - before : 0;
     return status == RA_ERR_TIMEOUT ? status : report(request, status);
 }
 
@@ -488,14 +490,22 @@ ra_status_t ra_thread_attach(ra_transport_t *transport, ra_stream_t *compute)
 ra_status_t ra_thread_measure_waits(ra_transport_t *transport, bool on)
 {
     ra_thread_end_t *end = (ra_thread_end_t *)transport;
-    return end->device == NULL ? RA_OK : end->world->row->mover->measure_waits(end, on);
+    if (end->device != NULL) {
+        return end->world->row->mover->measure_waits(end, on);
+    }
+    end->measures = on;
+    end->waited_ns = 0;
+    return RA_OK;
 }
 
 ra_status_t ra_thread_waited(ra_transport_t *transport, double *seconds_p)
 {
     ra_thread_end_t *end = (ra_thread_end_t *)transport;
-    *seconds_p = 0.0;
-    return end->device == NULL ? RA_OK : end->world->row->mover->waited(end, seconds_p);
+    if (end->device != NULL) {
+        return end->world->row->mover->waited(end, seconds_p);
+    }
+    *seconds_p = (double)end->waited_ns * 1e-9;
+    return RA_OK;
 }
 
 void ra_thread_close(ra_transport_t *transport)

@@ -87,6 +87,8 @@ struct ra_thread_end {
     void *device; /**< the mover's; NULL until attached */
     ra_mailbox_t mailbox;
     ra_thread_request_t *started, *held; /**< in turn: the open group; those after it */
+    bool measures;     /**< ra_comm_measure_waits() of an end that is not attached */
+    int64_t waited_ns; /**< in ra_comm_wait(), since then */
 };
 
 struct ra_thread_world {

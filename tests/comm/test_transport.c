@@ -515,6 +515,41 @@ static void a_deadline_ends_the_wait_and_not_the_transfer(void **state)
     run_on(2, wait_in_vain, NULL);
 }
 
+/* Nobody sends, so each wait lasts to its deadline. */
+static ra_status_t measure_a_wait(ra_comm_t *comm, void *arg)
+{
+    const bool *on = arg;
+    int32_t word = 0;
+    double waited = -1;
+    ra_transfer_t want = make(RA_RECV, ra_comm_rank(comm), &word, sizeof(word));
+    ra_request_t *request = NULL;
+    RA_TRY(ra_comm_measure_waits(comm, *on));
+    RA_TRY(ra_comm_post(comm, &want, 1, &request));
+    ra_log_set_quiet(1);
+    RANK_CHECK(comm, ra_comm_wait(request, ra_deadline_in(0.002)) == RA_ERR_TIMEOUT);
+    ra_log_set_quiet(0);
+    ra_request_free(request);
+    RA_TRY(ra_comm_waited(comm, &waited));
+    RANK_CHECK(comm, *on ? waited > 0 && waited < 3600 : waited == 0);
+    RA_TRY(ra_comm_measure_waits(comm, true));
+    RA_TRY(ra_comm_waited(comm, &waited));
+    RANK_CHECK(comm, waited == 0);
+    return RA_OK;
+}
+
+static void waits_of_a_thread_are_measured(void **state)
+{
+    (void)state;
+    if (strncmp(row, "local", 5) != 0) {
+        print_message("%s measures waits of streams\n", row);
+        skip();
+    }
+    for (int on = 0; on < 2; on++) {
+        bool measures = on;
+        run_on(2, measure_a_wait, &measures);
+    }
+}
+
 static ra_status_t abort_or_wait(ra_comm_t *comm, void *arg)
 {
     atomic_int *woken = arg;
@@ -783,6 +818,7 @@ int main(void)
         cmocka_unit_test(bad_arguments_post_nothing),
         cmocka_unit_test(a_cancelled_group_leaves_no_trace),
         cmocka_unit_test(a_deadline_ends_the_wait_and_not_the_transfer),
+        cmocka_unit_test(waits_of_a_thread_are_measured),
         cmocka_unit_test(a_failing_rank_wakes_all_others_and_its_text_survives),
         cmocka_unit_test(a_lend_completes_only_when_the_borrower_lets_go),
         cmocka_unit_test(borrowed_blocks_can_be_lent_on),
