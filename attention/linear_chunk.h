@@ -52,6 +52,10 @@ typedef struct ra_linear_args {
     int64_t o_stride;
     const ra_linear_segment_t *segments; /**< disjoint rows */
     int64_t segment_count;
+    /** Optional, on the device: used by the calls of one stream in turn. Without enough of it
+     * (ra_linear_scratch_bytes()) a GPU row takes memory that it keeps to the process's end. */
+    void *scratch;
+    int64_t scratch_bytes;
 } ra_linear_args_t;
 
 typedef struct ra_linear_kernel ra_linear_kernel_t; /**< a row of the table in linear_kernels.c */
@@ -64,6 +68,9 @@ typedef struct ra_linear_kernel ra_linear_kernel_t; /**< a row of the table in l
 ra_status_t ra_linear_select(const char *name, ra_device_kind_t device,
                              const ra_linear_args_t *shape, const ra_linear_kernel_t **kernel_p);
 const char *ra_linear_kernel_name(const ra_linear_kernel_t *kernel);
+
+/** Scratch of a call on these rows; sizes, dtype and the segments' row counts matter. */
+int64_t ra_linear_scratch_bytes(const ra_linear_kernel_t *kernel, const ra_linear_args_t *args);
 
 /**
  * Outputs o and, where asked, the state after each segment.

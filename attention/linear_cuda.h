@@ -7,8 +7,9 @@
  * fast one. cuda: F32 or BF16, Dk and Dv to 256, any decay, any device; fp32 arithmetic.
  *
  * Memory    q, k, v, o, states and per-token log-decays (fp32) lie on the device; segments and a
- * constant log_decay [H] on the host, read before the call returns. o may lie exactly on v. Working
- * memory and tables are allocated and filled in stream order; nothing waits for the device.
+ * constant log_decay [H] on the host, read before the call returns. o may lie exactly on v. Tables,
+ * and working memory where scratch has no room, are allocated in stream order; nothing waits for
+ * the device.
  *
  * Parts (sm90)   A segment longer than a part is cut into parts by its own length and the head
  * count alone, and each part is a unit of work: (1) what each part adds to the state, all at once;
@@ -49,6 +50,8 @@ bool ra_linear_cuda_fits(const ra_linear_args_t *shape);
  */
 ra_status_t ra_linear_sm90_launch(const ra_linear_args_t *args, bool state_only, int64_t part_rows,
                                   struct CUstream_st *stream);
+/** Bytes of the states between parts: ra_linear_scratch_bytes() of parts that are chosen. */
+int64_t ra_linear_sm90_scratch(const ra_linear_args_t *args);
 /** The same for the complete kernel; no alignment is asked for. */
 ra_status_t ra_linear_cuda_launch(const ra_linear_args_t *args, bool state_only,
                                   struct CUstream_st *stream);

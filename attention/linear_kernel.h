@@ -8,7 +8,7 @@
 #include "attention/linear_chunk.h"
 #include <stdbool.h>
 
-/** All slots are required. */
+/** All slots but scratch_bytes are required. */
 struct ra_linear_kernel {
     const char *name, *doc;
     ra_device_kind_t device;
@@ -16,6 +16,8 @@ struct ra_linear_kernel {
     bool (*fits)(const ra_linear_args_t *shape);
     /** Arguments have been checked. @param state_only  ra_linear_summarise(). */
     ra_status_t (*run)(const ra_linear_args_t *args, bool state_only, ra_stream_t *stream);
+    /** ra_linear_scratch_bytes(); NULL: none. */
+    int64_t (*scratch_bytes)(const ra_linear_args_t *args);
 };
 
 extern const ra_linear_kernel_t ra_linear_ref; /**< linear_ref.c */

@@ -25,7 +25,8 @@ static const ra_linear_kernel_t linear_sm90 = {.name = "sm90",
                                                .doc = "Hopper, bf16, one decay a head",
                                                .device = RA_DEVICE_CUDA,
                                                .fits = ra_linear_sm90_fits,
-                                               .run = run_sm90};
+                                               .run = run_sm90,
+                                               .scratch_bytes = ra_linear_sm90_scratch};
 static const ra_linear_kernel_t linear_cuda = {.name = "cuda",
                                                .doc = "any decay and size, fp32 arithmetic",
                                                .device = RA_DEVICE_CUDA,
@@ -69,6 +70,11 @@ ra_status_t ra_linear_select(const char *name, ra_device_kind_t device,
 const char *ra_linear_kernel_name(const ra_linear_kernel_t *kernel)
 {
     return kernel->name;
+}
+
+int64_t ra_linear_scratch_bytes(const ra_linear_kernel_t *kernel, const ra_linear_args_t *args)
+{
+    return kernel->scratch_bytes != NULL ? kernel->scratch_bytes(args) : 0;
 }
 
 static ra_status_t check(const ra_linear_args_t *args, bool state_only)

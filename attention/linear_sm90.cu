@@ -416,6 +416,11 @@ bool ra_linear_sm90_fits(const ra_linear_args_t *shape)
            ra_cuda_is_sm90();
 }
 
+int64_t ra_linear_sm90_scratch(const ra_linear_args_t *args)
+{
+    return plan_t::slot_bytes(args, false, 0);
+}
+
 ra_status_t ra_linear_sm90_launch(const ra_linear_args_t *args, bool state_only, int64_t part_rows,
                                   struct CUstream_st *stream)
 {

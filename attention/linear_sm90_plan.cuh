@@ -54,18 +54,26 @@ struct plan_t {
     std::vector<fold_t> folds;
     int64_t rows_end = 0;
 
-    cudaError_t make(const ra_linear_args_t *args, bool state_only, int64_t part_rows,
-                     scratch_t *slots)
+    /* Memory of the states between parts. */
+    static int64_t slot_bytes(const ra_linear_args_t *args, bool state_only, int64_t part_rows)
     {
         const int64_t state = (int64_t)args->heads * args->key_dim * args->value_dim;
         int64_t count = 0;
         for (int64_t i = 0; i < args->segment_count; i++)
             count += slots_of(args, i, state_only, part_rows);
-        cudaError_t error =
-            count > 0 ? slots->take((size_t)(count * state) * sizeof(float)) : cudaSuccess;
+        return count * state * (int64_t)sizeof(float);
+    }
+
+    cudaError_t make(const ra_linear_args_t *args, bool state_only, int64_t part_rows,
+                     scratch_t *slots)
+    {
+        const int64_t state = (int64_t)args->heads * args->key_dim * args->value_dim;
+        const int64_t bytes = slot_bytes(args, state_only, part_rows);
+        const bool given = args->scratch && args->scratch_bytes >= bytes;
+        cudaError_t error = bytes > 0 && !given ? slots->take((size_t)bytes) : cudaSuccess;
         if (error != cudaSuccess)
             return error;
-        float *at = static_cast<float *>(slots->data);
+        float *at = static_cast<float *>(given ? args->scratch : slots->data);
         for (int64_t i = 0; i < args->segment_count; i++) {
             add(args, i, state_only, part_rows, at, state);
             at += slots_of(args, i, state_only, part_rows) * state;

@@ -46,7 +46,9 @@ struct ra_state_scan {
     float *landing;                    /* [landing_count][state_floats] */
     int64_t landing_count;
     ra_request_t **arrivals, **departures; /* [run_count] */
-    ra_linear_segment_t *segments;         /* [segment_most] scratch of a call */
+    ra_linear_segment_t *segments;         /* [segment_most] of a call */
+    void *scratch;                         /* the kernel's, on the device */
+    int64_t scratch_bytes;
     ra_ring_stats_t stats;
 };
 
@@ -167,6 +169,53 @@ static ra_status_t allocate_totals(ra_state_scan_t *plan)
     return ra_device_alloc(ra_stream_device(plan->stream), bytes, (void **)&plan->device_totals);
 }
 
+static ra_linear_args_t args_of(const ra_state_scan_t *plan, const ra_state_scan_io_t *io,
+                                int64_t segment_count)
+{
+    const ra_state_scan_params_t *params = &plan->params;
+    return (ra_linear_args_t){.heads = params->heads,
+                              .key_dim = params->key_dim,
+                              .value_dim = params->value_dim,
+                              .dtype = params->dtype,
+                              .scale = params->scale,
+                              .q = io->q,
+                              .k = io->k,
+                              .v = io->v,
+                              .q_stride = io->q_stride,
+                              .k_stride = io->k_stride,
+                              .v_stride = io->v_stride,
+                              .log_decay = io->log_decay,
+                              .log_decay_stride =
+                                  params->decay_per_token ? io->log_decay_stride : 0,
+                              .o = io->o,
+                              .o_stride = io->o_stride,
+                              .segments = plan->segments,
+                              .segment_count = segment_count,
+                              .scratch = plan->scratch,
+                              .scratch_bytes = plan->scratch_bytes};
+}
+
+/* The largest calls run all rows: whole runs or, reproducible, tiles. */
+static ra_status_t allocate_scratch(ra_state_scan_t *plan)
+{
+    const ra_state_scan_io_t none = {.q = NULL};
+    int64_t count = 0;
+    for (int64_t i = 0; i < plan->run_count; i++) {
+        const ra_run_t *run = plan->runs[i].run;
+        int64_t step = plan->params.reproducible ? plan->params.layout->tile : run->count;
+        for (int64_t at = 0; at < run->count; at += step) {
+            plan->segments[count++] = (ra_linear_segment_t){
+                .row_begin = run->local + at, .row_count = ra_min_i64(step, run->count - at)};
+        }
+    }
+    ra_linear_args_t args = args_of(plan, &none, count);
+    plan->scratch_bytes = ra_linear_scratch_bytes(plan->kernel, &args);
+    if (plan->scratch_bytes == 0) {
+        return RA_OK;
+    }
+    return ra_device_alloc(ra_stream_device(plan->stream), plan->scratch_bytes, &plan->scratch);
+}
+
 static ra_status_t fill_plan(ra_state_scan_t *plan)
 {
     const ra_state_scan_params_t *params = &plan->params;
@@ -194,6 +243,7 @@ static ra_status_t fill_plan(ra_state_scan_t *plan)
         return ra_fail(RA_ERR_NOMEM, "ring", "cannot allocate %lld states",
                        (long long)plan->slot_count);
     }
+    RA_TRY(allocate_scratch(plan));
     RA_TRY(ra_device_alloc(device, bytes, (void **)&plan->slots));
     if (ra_device_kind(device) == RA_DEVICE_CUDA) {
         RA_TRY(allocate_totals(plan));
@@ -235,6 +285,7 @@ void ra_state_scan_destroy(ra_state_scan_t *plan)
     ra_device_free(device, plan->slots);
     ra_device_free(device, plan->landing);
     ra_device_free(device, plan->device_totals);
+    ra_device_free(device, plan->scratch);
     free(plan->totals);
     free(plan->runs);
     free(plan->arrivals);
@@ -244,30 +295,6 @@ void ra_state_scan_destroy(ra_state_scan_t *plan)
     free(plan->slot_offset);
     free(plan->segments);
     free(plan);
-}
-
-static ra_linear_args_t args_of(const ra_state_scan_t *plan, const ra_state_scan_io_t *io,
-                                int64_t segment_count)
-{
-    const ra_state_scan_params_t *params = &plan->params;
-    return (ra_linear_args_t){.heads = params->heads,
-                              .key_dim = params->key_dim,
-                              .value_dim = params->value_dim,
-                              .dtype = params->dtype,
-                              .scale = params->scale,
-                              .q = io->q,
-                              .k = io->k,
-                              .v = io->v,
-                              .q_stride = io->q_stride,
-                              .k_stride = io->k_stride,
-                              .v_stride = io->v_stride,
-                              .log_decay = io->log_decay,
-                              .log_decay_stride =
-                                  params->decay_per_token ? io->log_decay_stride : 0,
-                              .o = io->o,
-                              .o_stride = io->o_stride,
-                              .segments = plan->segments,
-                              .segment_count = segment_count};
 }
 
 static ra_status_t summarise(ra_state_scan_t *plan, const ra_state_scan_io_t *io, int64_t count)
