@@ -18,6 +18,7 @@ extern "C" {
 #endif
 
 #include "base/status.h"
+#include <stdbool.h>
 #include <stdint.h>
 
 struct CUstream_st;
@@ -35,10 +36,14 @@ typedef struct ra_head_fold {
 /** Bytes of scratch; less than fp32 logits of the same shape. */
 int64_t ra_head_sm90_parts(int64_t rows, int64_t columns);
 
+/** Whether the kernel takes the call (all but rows and outputs matter): compute capability 9.0 of
+ * the current device, 64 columns at least, addresses, strides and channels that are multiples of 8
+ * elements. Otherwise multiply and fold. */
+bool ra_head_sm90_takes(const ra_head_fold_t *call);
+
 /**
  * Queue one block of the vocabulary on @a stream of the current device.
- * @retval RA_ERR_UNSUPPORTED  (silently) not compute capability 9.0, fewer than 64 columns, or
- *         addresses, strides or channels that are no multiples of 8 elements: multiply and fold.
+ * @retval RA_ERR_UNSUPPORTED  (silently) the kernel does not take it.
  */
 ra_status_t ra_head_sm90_fold(const ra_head_fold_t *call, struct CUstream_st *stream);
 

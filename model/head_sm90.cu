@@ -221,10 +221,11 @@ bool misaligned(const void *pointer, int64_t elements)
     return (uintptr_t)pointer % 16 != 0 || elements % 8 != 0;
 }
 
-bool takes(const ra_head_fold_t *call)
+bool fits(const ra_head_fold_t *call)
 {
     return call->columns >= 64 && call->columns <= INT32_MAX - BN && call->channels > 0 &&
            call->channels <= INT32_MAX - BK && call->rows <= INT32_MAX - BM &&
+           (call->rows / BM + 1) * (call->columns / BN + 1) <= INT32_MAX / 2 &&
            !misaligned(call->x, call->x_stride) && !misaligned(call->weight, call->channels) &&
            (uintptr_t)call->parts % 8 == 0;
 }
@@ -241,8 +242,6 @@ ra_status_t launch(const ra_head_fold_t *call, int processors, cudaStream_t stre
     p.m_tiles = (int32_t)((call->rows + BM - 1) / BM);
     p.n_tiles = (int32_t)((call->columns + BN - 1) / BN);
     p.k_blocks = (int32_t)((call->channels + BK - 1) / BK);
-    if ((int64_t)p.m_tiles * p.n_tiles > INT32_MAX - processors)
-        return RA_ERR_UNSUPPORTED;
     CUtensorMap x_map, w_map;
     RA_TRY(ra_tensor_map_bf16<4>(subsystem, call->x, {call->channels, call->rows, 1, 1},
                                  {call->x_stride * 2, 16, 16}, {BK, BM, 1, 1},
@@ -273,9 +272,14 @@ int64_t ra_head_sm90_parts(int64_t rows, int64_t columns)
     return rows * ((columns + BN - 1) / BN) * (int64_t)sizeof(float2);
 }
 
+bool ra_head_sm90_takes(const ra_head_fold_t *call)
+{
+    return ra_cuda_is_sm90() && fits(call);
+}
+
 ra_status_t ra_head_sm90_fold(const ra_head_fold_t *call, struct CUstream_st *stream)
 {
-    if (!ra_cuda_is_sm90() || !takes(call))
+    if (!ra_head_sm90_takes(call))
         return RA_ERR_UNSUPPORTED;
     return call->rows == 0
                ? RA_OK

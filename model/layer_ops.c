@@ -305,38 +305,52 @@ ra_status_t ra_op_lse_fold(const float *logits, int64_t stride, int64_t rows, in
 }
 
 #if RA_HAVE_CUDA
-/* RA_ERR_UNSUPPORTED, unreported: no kernel takes this shape or device. */
-static ra_status_t fold_unseen(const ra_gemm_job_t *job, int64_t first, const int32_t *target,
-                               float *m, float *l, float *picked, ra_stream_t *stream)
+/* The fused kernel's call for a product. */
+static ra_head_fold_t fused_call(const ra_gemm_job_t *job)
 {
     ra_dtype_t dtype;
-    ra_head_fold_t call = {.x = job->x,
-                           .x_stride = job->x_stride,
-                           .rows = job->rows,
-                           .channels = ra_gemm_weight_in(job->weight),
-                           .weight = ra_gemm_weight_on_device(job->weight, &dtype),
-                           .columns = ra_gemm_weight_out(job->weight),
-                           .first = first,
-                           .target = target,
-                           .m = m,
-                           .l = l,
-                           .picked = picked,
-                           .parts = job->y};
-    if (call.weight == NULL || dtype != RA_BF16 || job->x_dtype != RA_BF16) {
-        return RA_ERR_UNSUPPORTED;
-    }
-    return ra_head_sm90_fold(&call, ra_stream_cuda(stream));
+    const void *weight = ra_gemm_weight_on_device(job->weight, &dtype);
+    bool bf16 = dtype == RA_BF16 && job->x_dtype == RA_BF16;
+    return (ra_head_fold_t){.x = job->x,
+                            .x_stride = job->x_stride,
+                            .rows = job->rows,
+                            .channels = ra_gemm_weight_in(job->weight),
+                            .weight = bf16 ? weight : NULL,
+                            .columns = ra_gemm_weight_out(job->weight),
+                            .parts = job->y};
+}
+
+static bool is_fused(const ra_head_fold_t *call)
+{
+    return call->weight != NULL && ra_head_sm90_takes(call);
 }
 #endif
+
+int64_t ra_op_head_scratch(const ra_gemm_job_t *job)
+{
+    int64_t columns = ra_gemm_weight_out(job->weight);
+#if RA_HAVE_CUDA
+    ra_head_fold_t call = fused_call(job);
+    if (is_fused(&call)) {
+        return ra_head_sm90_parts(job->rows, columns);
+    }
+#endif
+    return job->rows * columns * (int64_t)sizeof(float);
+}
 
 ra_status_t ra_op_head_fold(const ra_gemm_job_t *job, int64_t first, const int32_t *target,
                             float *m, float *l, float *picked, ra_stream_t *stream)
 {
     int64_t columns = ra_gemm_weight_out(job->weight);
 #if RA_HAVE_CUDA
-    ra_status_t status = fold_unseen(job, first, target, m, l, picked, stream);
-    if (status != RA_ERR_UNSUPPORTED) {
-        return status;
+    ra_head_fold_t call = fused_call(job);
+    if (is_fused(&call)) {
+        call.first = first;
+        call.target = target;
+        call.m = m;
+        call.l = l;
+        call.picked = picked;
+        return ra_head_sm90_fold(&call, ra_stream_cuda(stream));
     }
 #endif
     RA_TRY(ra_gemm(job, 1, false, stream));

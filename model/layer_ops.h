@@ -108,10 +108,13 @@ ra_status_t ra_op_lse_fold(const float *logits, int64_t stride, int64_t rows, in
 /**
  * Multiply rows with a block of the LM head and fold the logits as ra_op_lse_fold() does. On a GPU
  * with a kernel for it (model/head_cuda.h) logits never reach memory.
- * @param job    y is room for fp32 logits, y_stride = out; what it holds afterwards is unspecified.
+ * @param job    y is scratch of ra_op_head_scratch() bytes, y_stride = out.
  */
 ra_status_t ra_op_head_fold(const ra_gemm_job_t *job, int64_t first, const int32_t *target,
                             float *m, float *l, float *picked, ra_stream_t *stream);
+/** Bytes at job->y for calls of at most job->rows rows: fp32 logits, or what the kernel that keeps
+ * them out of memory needs. Depends on job->x, so that must be known; job->y need not be. */
+int64_t ra_op_head_scratch(const ra_gemm_job_t *job);
 
 /**
  * logprob[i] = logit[i] - m - ln l in double, rounded once; 0 where target[i] < 0. logprob may
