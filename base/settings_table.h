@@ -31,6 +31,9 @@
       "off|on", NULL, RA_FOR_MODEL, RA_SYSTEM, "split experts over ranks instead of sharing them") \
     X(DEVICE, "device", "--device", RA_TYPE_CHOICE, "cpu", 0, 0, "cpu|cuda", NULL, RA_FOR_MODEL,   \
       RA_SYSTEM, "where kernels run")                                                              \
+    X(MEMORY_LIMIT, "device.memory_limit", "--memory-limit", RA_TYPE_INT, "0", 0, 1e15, NULL,      \
+      "BYTES", RA_FOR_MODEL, RA_SYSTEM,                                                            \
+      "most bytes in use of a device, such as 20Gi: a pass that takes more is refused; 0: what is free") \
     X(DTYPE, "dtype", "--dtype", RA_TYPE_CHOICE, "auto", 0, 0, "auto|f32|bf16", NULL,              \
       RA_FOR_MODEL, RA_SYSTEM,                                                                     \
       "number format of activations; auto: bf16 on cuda, f32 on the cpu")                          \

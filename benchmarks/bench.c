@@ -312,7 +312,7 @@ void bench_table(bench_t *bench, const char *title, const bench_column_t *column
     if (!report->quiet) {
         printf("\n%s\n", title);
         for (int i = 0; i < count; i++) {
-            printf("%*s", i == 0 ? 10 : 13, columns[i].name);
+            printf("%*s", i == 0 ? 10 : 14, columns[i].name);
         }
         printf("\n");
     }
@@ -335,7 +335,7 @@ void bench_row(bench_t *bench, const bench_cell_t *cells)
             cJSON_AddNumberToObject(row, column->name, strtod(text, &end));
         }
         if (!report->quiet) {
-            printf("%*s", i == 0 ? 10 : 13, text);
+            printf("%*s", i == 0 ? 10 : 14, text);
         }
     }
     cJSON_AddItemToArray(report->rows, row);

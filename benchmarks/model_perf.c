@@ -5,6 +5,9 @@
  * experts, the shared one, the router, the LM head), 4 D flops a visible key and query head in
  * softmax layers, and in linear layers 4 D^2 a head plus 4 D a visible key of its 64-token chunk
  * (32.5 on average). Norms, rotations and activations are not counted.
+ *
+ * predicted_mib, peak_mib: of a device, before and after the last pass (ra_session_stats_t).
+ * exposed_pct: part of that pass in which the slowest rank's computing stood still for transfers.
  */
 #include "base/clock.h"
 #include "benchmarks/bench.h"
@@ -251,10 +254,32 @@ static double peak_rss_mib(void)
 }
 
 static const bench_column_t columns[] = {
-    {"mode", "%s"},           {"device", "%s"},         {"tokens", "%.0f"},  {"ranks", "%.0f"},
-    {"layout", "%s"},         {"window", "%.0f"},       {"seconds", "%.2f"}, {"tok_per_s", "%.0f"},
-    {"gflop_per_s", "%.1f"},  {"pct_peak", "%.1f"},     {"cpu_s", "%.2f"},   {"pct_core", "%.1f"},
-    {"peak_rss_mib", "%.0f"}, {"nll_per_token", "%.6f"}};
+    {"mode", "%s"},           {"device", "%s"},          {"tokens", "%.0f"},
+    {"ranks", "%.0f"},        {"layout", "%s"},          {"window", "%.0f"},
+    {"seconds", "%.2f"},      {"tok_per_s", "%.0f"},     {"gflop_per_s", "%.1f"},
+    {"pct_peak", "%.1f"},     {"cpu_s", "%.2f"},         {"pct_core", "%.1f"},
+    {"peak_rss_mib", "%.0f"}, {"predicted_mib", "%.1f"}, {"peak_mib", "%.1f"},
+    {"exposed_pct", "%.1f"},  {"nll_per_token", "%.6f"}};
+
+static ra_session_options_t options_of(const bench_flag_t *flags, const char *model, int threads)
+{
+    ra_session_options_t options;
+    ra_session_options_default(&options);
+    options.model_dir = model;
+    options.threads = threads;
+    options.ranks = (int)bench_int(&flags[3]);
+    options.reproducible = strcmp(flags[6].value, "on") == 0;
+    options.layout = options.reproducible ? NULL : flags[4].value;
+    options.expert_parallel = strcmp(flags[7].value, "on") == 0;
+    options.trace_file = flags[8].value[0] != '\0' ? flags[8].value : NULL;
+    options.device = flags[10].value;
+    options.dtype = flags[11].value;
+    options.transport = flags[12].value;
+    options.random_weights = flags[13].value[0] != '\0';
+    options.measure_waits = true;
+    options.seed = options.random_weights ? (uint64_t)bench_int(&flags[13]) : 0;
+    return options;
+}
 
 int main(int argc, char **argv)
 {
@@ -278,23 +303,10 @@ int main(int argc, char **argv)
                                 (int)RA_ARRAY_LEN(flags));
     int64_t tokens = bench_int(&flags[2]), window = bench_int(&flags[5]);
     char *model = window > 0 ? windowed_model(flags[0].value, window) : strdup(flags[0].value);
-    ra_session_options_t options;
+    bool scores = strcmp(flags[9].value, "score") == 0;
+    ra_session_options_t options = options_of(flags, model, bench->threads);
     work_t work = {0};
 
-    ra_session_options_default(&options);
-    options.model_dir = model;
-    options.threads = bench->threads;
-    options.ranks = (int)bench_int(&flags[3]);
-    options.reproducible = strcmp(flags[6].value, "on") == 0;
-    options.layout = options.reproducible ? NULL : flags[4].value;
-    options.expert_parallel = strcmp(flags[7].value, "on") == 0;
-    options.trace_file = flags[8].value[0] != '\0' ? flags[8].value : NULL;
-    bool scores = strcmp(flags[9].value, "score") == 0;
-    options.device = flags[10].value;
-    options.dtype = flags[11].value;
-    options.transport = flags[12].value;
-    options.random_weights = flags[13].value[0] != '\0';
-    options.seed = options.random_weights ? (uint64_t)bench_int(&flags[13]) : 0;
     if (ra_session_open(&options, &work.session) != RA_OK) {
         fail("session");
     }
@@ -308,20 +320,28 @@ int main(int argc, char **argv)
     for (int64_t t = 0; t + 1 < tokens && scores; t++) {
         nll -= work.document.logprob[t];
     }
+    ra_session_stats_t stats = ra_session_stats(work.session);
+    double memory_error = (double)stats.peak_bytes / (double)stats.predicted_bytes - 1;
+    if (bench->check && !(fabs(memory_error) <= 0.05)) {
+        bench_wrong(bench, "peak memory is %+.1f %% off what was predicted", 100 * memory_error);
+    }
     double flops = useful_flops(config, tokens, scores ? tokens : 1);
     if (bench->check && scores && !options.random_weights) {
         check(bench, options, &work);
     }
     bench_table(bench, "model", columns, (int)RA_ARRAY_LEN(columns));
-    bench_row(bench, (bench_cell_t[]){
-                         BENCH_TEXT(flags[9].value), BENCH_TEXT(flags[10].value),
-                         BENCH_NUMBER(tokens), BENCH_NUMBER(options.ranks),
-                         BENCH_TEXT(ra_session_options(work.session)->layout), BENCH_NUMBER(window),
-                         BENCH_NUMBER(time.median), BENCH_NUMBER((double)tokens / time.median),
-                         BENCH_NUMBER(flops / time.median * 1e-9),
-                         BENCH_NUMBER(100.0 * flops / time.peak_flops), BENCH_NUMBER(time.cpu),
-                         BENCH_NUMBER(100.0 * flops / time.core_flops), BENCH_NUMBER(rss),
-                         BENCH_NUMBER(nll / (double)(tokens - 1))});
+    bench_row(bench,
+              (bench_cell_t[]){
+                  BENCH_TEXT(flags[9].value), BENCH_TEXT(flags[10].value), BENCH_NUMBER(tokens),
+                  BENCH_NUMBER(options.ranks), BENCH_TEXT(ra_session_options(work.session)->layout),
+                  BENCH_NUMBER(window), BENCH_NUMBER(time.median),
+                  BENCH_NUMBER((double)tokens / time.median),
+                  BENCH_NUMBER(flops / time.median * 1e-9),
+                  BENCH_NUMBER(100.0 * flops / time.peak_flops), BENCH_NUMBER(time.cpu),
+                  BENCH_NUMBER(100.0 * flops / time.core_flops), BENCH_NUMBER(rss),
+                  BENCH_NUMBER((double)stats.predicted_bytes / 1048576.0),
+                  BENCH_NUMBER((double)stats.peak_bytes / 1048576.0),
+                  BENCH_NUMBER(100.0 * stats.exposed), BENCH_NUMBER(nll / (double)(tokens - 1))});
     ra_session_close(work.session);
     free((void *)work.document.tokens);
     free(work.document.logprob);

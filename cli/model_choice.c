@@ -117,6 +117,7 @@ ra_status_t ra_session_open_chosen(const ra_settings_t *settings, const char *mo
     options.tile = ra_settings_int(settings, RA_SET_TILE);
     options.expert_parallel = strcmp(parallel, "on") == 0;
     options.reproducible = ra_settings_bool(settings, RA_SET_REPRODUCIBLE);
+    options.memory_limit = ra_settings_int(settings, RA_SET_MEMORY_LIMIT);
     options.timeout_s = ra_settings_real(settings, RA_SET_TIMEOUT);
     options.trace_file = ra_settings_text_or_null(settings, RA_SET_TRACE);
     return ra_session_open(&options, session_p);

@@ -7,7 +7,6 @@
 #include <math.h>
 #include <stdlib.h>
 
-/* Allocate on the device and add to the plan's bytes. */
 static ra_status_t allocate(ra_forward_t *f, int64_t rows, int64_t channels, ra_dtype_t dtype,
                             void **memory_p)
 {
@@ -16,9 +15,7 @@ static ra_status_t allocate(ra_forward_t *f, int64_t rows, int64_t channels, ra_
         return ra_fail(RA_ERR_NOMEM, "forward", "a buffer of %lld x %lld %s passes 2^63 bytes",
                        (long long)rows, (long long)channels, ra_dtype_name(dtype));
     }
-    RA_TRY(ra_device_alloc(f->params.device, bytes, memory_p));
-    f->bytes += bytes;
-    return RA_OK;
+    return ra_device_alloc(f->params.device, bytes, memory_p);
 }
 
 static ra_status_t allocate_floats(ra_forward_t *f, int64_t rows, int64_t channels,
@@ -60,7 +57,8 @@ static ra_status_t create_ring(ra_forward_t *f, int64_t window, ra_softmax_ring_
                                        .causal = true,
                                        .reproducible = f->params.reproducible,
                                        .dtype = f->act,
-                                       .kernel = f->params.softmax_kernel};
+                                       .kernel = f->params.softmax_kernel,
+                                       .walk = f->params.walk};
     return ra_softmax_ring_create(f->params.comm, f->params.stream, &params, ring_p);
 }
 
@@ -91,7 +89,6 @@ static ra_status_t create_plans(ra_forward_t *f)
         ra_moe_shape_t shape = ra_model_moe_shape(config);
         ra_comm_t *comm = f->params.expert_parallel ? f->params.comm : NULL;
         RA_TRY(ra_moe_plan_create(&shape, 0, f->act, f->params.device, comm, &f->moe));
-        f->bytes += ra_moe_plan_bytes(f->moe);
     }
     return RA_OK;
 }
@@ -99,12 +96,10 @@ static ra_status_t create_plans(ra_forward_t *f)
 static ra_status_t allocate_buffers(ra_forward_t *f)
 {
     const ra_model_config_t *config = f->params.config;
-    ra_device_kind_t kind = ra_device_kind(f->params.device);
     int64_t q_width = config->heads * config->head_dim;
     int64_t kv_width = config->kv_heads * config->head_dim;
     int64_t tile = ra_min_i64(f->tile, ra_max_i64(1, f->rows));
     int64_t head_tile = ra_min_i64(f->head_tile, ra_max_i64(1, f->rows));
-    int64_t head_block = ra_min_i64(ra_head_block(kind), config->vocab_size);
     int64_t softmax_width = 2 * q_width + 2 * kv_width;
     int64_t wide = ra_max_i64(q_width + 2 * kv_width, 2 * config->intermediate_size);
 
@@ -118,7 +113,9 @@ static ra_status_t allocate_buffers(ra_forward_t *f)
     }
     RA_TRY(allocate(f, ra_max_i64(tile, head_tile), config->hidden_size, f->act, &f->normed));
     RA_TRY(allocate(f, tile, wide, f->act, &f->wide));
-    RA_TRY(allocate_floats(f, head_tile, head_block, &f->head));
+    if (f->params.scores) {
+        RA_TRY(ra_device_alloc(f->params.device, ra_lm_head_scratch(f, head_tile), &f->head));
+    }
     RA_TRY(allocate_floats(f, head_tile, 1, &f->lse_m));
     RA_TRY(allocate_floats(f, head_tile, 1, &f->lse_l));
     RA_TRY(allocate_floats(f, head_tile, 1, &f->picked));
@@ -132,31 +129,12 @@ static ra_status_t allocate_buffers(ra_forward_t *f)
         config->heads * config->head_dim * config->head_dim, f->params.stream, &f->exchange);
 }
 
-/* Positions pass through device memory once. */
-static ra_status_t rope_of_positions(ra_forward_t *f, const int64_t *positions,
-                                     const double *inv_freq)
-{
-    const ra_rope_config_t *rope = &f->params.config->rope;
-    int64_t bytes = f->rows * (int64_t)sizeof(*positions);
-    ra_stream_t *stream = f->params.stream;
-    void *on_device = NULL;
-    ra_status_t status;
-
-    RA_TRY(ra_device_alloc(f->params.device, bytes, &on_device));
-    RA_TRY_GOTO(ra_stream_copy(stream, on_device, positions, bytes), out);
-    RA_TRY_GOTO(ra_op_rope_table(on_device, f->rows, inv_freq, rope->rotary_dim,
-                                 rope->attention_factor, f->rope, stream),
-                out);
-    status = ra_stream_sync(stream);
-out:
-    ra_device_free(f->params.device, on_device);
-    return status;
-}
-
+/* Positions pass through device memory once: before the first layer, that of the mixer is free. */
 static ra_status_t fill_rope_table(ra_forward_t *f)
 {
     const ra_rope_config_t *rope = &f->params.config->rope;
-    int64_t *positions = malloc(((size_t)f->rows + 1) * sizeof(*positions));
+    int64_t bytes = f->rows * (int64_t)sizeof(int64_t);
+    int64_t *positions = malloc((size_t)bytes + 1);
     double *inv_freq = malloc(((size_t)rope->rotary_dim / 2 + 1) * sizeof(*inv_freq));
     ra_status_t status;
     if (positions == NULL || inv_freq == NULL) {
@@ -165,7 +143,11 @@ static ra_status_t fill_rope_table(ra_forward_t *f)
     } else {
         ra_layout_positions(f->params.layout, f->rank, positions);
         ra_rope_inv_freq(rope, inv_freq);
-        status = rope_of_positions(f, positions, inv_freq);
+        status = ra_stream_copy(f->params.stream, f->mixer, positions, bytes);
+    }
+    if (status == RA_OK) {
+        status = ra_op_rope_table(f->mixer, f->rows, inv_freq, rope->rotary_dim,
+                                  rope->attention_factor, f->rope, f->params.stream);
     }
     free(positions);
     free(inv_freq);
@@ -189,7 +171,6 @@ ra_status_t ra_forward_create(const ra_forward_params_t *params, ra_forward_t **
     ra_status_t status;
     RA_TRY_GOTO(create_plans(f), err_destroy);
     RA_TRY_GOTO(allocate_buffers(f), err_destroy);
-    RA_TRY_GOTO(fill_rope_table(f), err_destroy);
     *forward_p = f;
     return RA_OK;
 
@@ -258,6 +239,7 @@ ra_status_t ra_forward_run(ra_forward_t *f, const ra_forward_io_t *io)
 {
     ra_forward_control_t *control = f->params.control;
 
+    RA_TRY(fill_rope_table(f));
     RA_TRY(ra_op_embed(ra_prepared_embeddings(f->params.weights), io->token, f->rows, f->x,
                        f->params.config->hidden_size, f->params.stream));
     if (io->routing_gap != NULL) {
@@ -276,16 +258,4 @@ ra_status_t ra_forward_run(ra_forward_t *f, const ra_forward_io_t *io)
         atomic_fetch_add_explicit(&control->rows_done, f->rows, memory_order_relaxed);
     }
     return ra_lm_head(f, io);
-}
-
-int64_t ra_forward_exposed_ns(const ra_forward_t *f)
-{
-    int64_t ns = f->full_ring != NULL ? ra_softmax_ring_stats(f->full_ring).wait_ns : 0;
-    ns += f->window_ring != NULL ? ra_softmax_ring_stats(f->window_ring).wait_ns : 0;
-    return ns + (f->scan != NULL ? ra_state_scan_stats(f->scan).wait_ns : 0);
-}
-
-int64_t ra_forward_bytes(const ra_forward_t *f)
-{
-    return f->bytes;
 }

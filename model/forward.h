@@ -59,12 +59,17 @@ typedef struct ra_forward_params {
     bool expert_parallel;
     bool reproducible;
     const char *softmax_kernel, *linear_kernel;
+    bool scores; /**< calls name targets */
+    bool walk; /**< softmax layers without the memory that gathering keys takes (softmax_ring.h) */
     ra_forward_control_t *control;
 } ra_forward_params_t; /**< everything is borrowed and outlives the plan */
 
 typedef struct ra_forward ra_forward_t;
 
-/** @retval RA_ERR_NOMEM says how many bytes were asked; RA_ERR_UNSUPPORTED no kernel fits. */
+/**
+ * Collective. Device and stream may be counting ones (base/device.h): the plan cannot be run then.
+ * @retval RA_ERR_NOMEM  says how many bytes were asked; RA_ERR_UNSUPPORTED  no kernel fits.
+ */
 ra_status_t ra_forward_create(const ra_forward_params_t *params, ra_forward_t **forward_p);
 /** Accepts NULL. */
 void ra_forward_destroy(ra_forward_t *forward);
@@ -73,7 +78,7 @@ void ra_forward_destroy(ra_forward_t *forward);
  * ra_stream_sync(). */
 typedef struct ra_forward_io {
     const int32_t *token;  /**< [rows] */
-    const int32_t *target; /**< [rows] token to score, or -1; NULL: nothing is scored */
+    const int32_t *target; /**< [rows] token to score, or -1; NULL unless params.scores */
     float *logprob;        /**< [rows] out where target >= 0, else 0 */
     float
         *routing_gap; /**< optional [rows]: smallest gap of the row's expert choices over layers */
@@ -89,10 +94,5 @@ typedef struct ra_forward_io {
  * @retval RA_ERR_STOPPED  control->stop was set; RA_ERR_PEER another rank left.
  */
 ra_status_t ra_forward_run(ra_forward_t *forward, const ra_forward_io_t *io);
-
-/** Nanoseconds this rank waited for transfers with nothing to compute, so far. */
-int64_t ra_forward_exposed_ns(const ra_forward_t *forward);
-/** Bytes of the plan's buffers. */
-int64_t ra_forward_bytes(const ra_forward_t *forward);
 
 #endif

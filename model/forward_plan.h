@@ -28,12 +28,11 @@ struct ra_forward {
     void *prefix_kv; /**< act [2][prefix rows][Hk D] */
     void *normed;    /**< act [larger tile, C] */
     void *wide;      /**< act [tile, widest product of a row-wise step] */
-    float *head;     /**< [head tile, ra_head_block()] logits */
-    float *lse_m, *lse_l, *picked; /**< [head tile] */
-    float *gap;                    /**< [tile] routing gaps of one layer */
-    float *state;                  /**< [H, D, D] final state of a linear layer */
-    ra_cache_exchange_t *exchange; /**< with a cache */
-    int64_t bytes;
+    void *head;      /**< scratch of folds of [head tile, ra_head_block()] logits */
+    float *lse_m, *lse_l, *picked;  /**< [head tile] */
+    float *gap;                     /**< [tile] routing gaps of one layer */
+    float *state;                   /**< [H, D, D] final state of a linear layer */
+    ra_cache_exchange_t *exchange;  /**< with a cache */
     ra_softmax_ring_t *full_ring;   /**< softmax layers without a window */
     ra_softmax_ring_t *window_ring; /**< softmax layers with one */
     ra_state_scan_t *scan;
@@ -53,6 +52,8 @@ ra_status_t ra_mixer_linear(ra_forward_t *f, int64_t l, const ra_prepared_layer_
  * untouched by a dense one. */
 ra_status_t ra_feed_forward(ra_forward_t *f, const ra_prepared_layer_t *layer, float *routing_gap,
                             const ra_router_replay_t *replay);
+/** Bytes of f->head. */
+int64_t ra_lm_head_scratch(const ra_forward_t *f, int64_t head_tile);
 /** Log-probabilities of targets and, where asked, of one row's whole vocabulary. */
 ra_status_t ra_lm_head(ra_forward_t *f, const ra_forward_io_t *io);
 

@@ -21,6 +21,17 @@ static ra_gemm_job_t block_product(const ra_forward_t *f, const ra_gemm_weight_t
                            .y_stride = ra_gemm_weight_out(block)};
 }
 
+int64_t ra_lm_head_scratch(const ra_forward_t *f, int64_t head_tile)
+{
+    const ra_gemm_weight_t *block;
+    int64_t most = 0;
+    for (int64_t b = 0; (block = ra_prepared_head(f->params.weights, b)) != NULL; b++) {
+        ra_gemm_job_t job = block_product(f, block, head_tile, NULL);
+        most = ra_max_i64(most, ra_op_head_scratch(&job));
+    }
+    return most;
+}
+
 static ra_status_t norm_rows(ra_forward_t *f, int64_t begin, int64_t n)
 {
     int64_t hidden = f->params.config->hidden_size;

@@ -44,10 +44,13 @@ static ra_status_t resolve_options(ra_session_t *session, ra_decay_factor_t *dec
     ra_session_options_t *options = &session->options;
 
     RA_TRY(resolve_layout(session));
-    if (options->ranks < 1 || options->tile < 1 || options->threads < 0) {
+    if (options->ranks < 1 || options->tile < 1 || options->threads < 0 ||
+        options->memory_limit < 0) {
         return ra_fail(RA_ERR_USAGE, "session",
-                       "ranks %d, tile %lld, threads %d: ranks and tile start at 1, threads at 0",
-                       options->ranks, (long long)options->tile, options->threads);
+                       "ranks %d, tile %lld, threads %d, memory limit %lld: ranks and tile start "
+                       "at 1, the others at 0",
+                       options->ranks, (long long)options->tile, options->threads,
+                       (long long)options->memory_limit);
     }
     if (options->threads == 0) {
         options->threads = ra_pool_default_threads();
@@ -69,7 +72,8 @@ static ra_status_t open_devices(ra_session_t *session)
     int places = (int)ra_min_i64(count, options->ranks);
     session->device = calloc((size_t)places, sizeof(*session->device));
     session->prepared = calloc((size_t)places, sizeof(*session->prepared));
-    if (session->device == NULL || session->prepared == NULL) {
+    session->memory = calloc((size_t)places, sizeof(*session->memory));
+    if (session->device == NULL || session->prepared == NULL || session->memory == NULL) {
         return ra_fail(RA_ERR_NOMEM, "session", "cannot allocate a table of %d devices", places);
     }
     for (; session->places < places; session->places++) {
@@ -207,6 +211,7 @@ void ra_session_close(ra_session_t *session)
     for (int i = 0; i < session->places; i++) {
         ra_device_close(session->device[i]);
     }
+    free(session->memory);
     free(session->prepared);
     free(session->device);
     ra_pool_destroy(session->pool);
@@ -227,6 +232,19 @@ const char *ra_session_model_digest(const ra_session_t *session)
 const ra_session_options_t *ra_session_options(const ra_session_t *session)
 {
     return &session->options;
+}
+
+ra_session_stats_t ra_session_stats(const ra_session_t *session)
+{
+    ra_session_stats_t stats = {.exposed = (double)atomic_load(&session->exposed_ppm) * 1e-6};
+    for (int i = 0; i < session->places; i++) {
+        int64_t peak = atomic_load(&session->memory[i].peak);
+        if (peak >= stats.peak_bytes) {
+            stats.peak_bytes = peak;
+            stats.predicted_bytes = atomic_load(&session->memory[i].predicted);
+        }
+    }
+    return stats;
 }
 
 int64_t ra_session_whole_tokens(const ra_session_t *session)

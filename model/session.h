@@ -41,6 +41,8 @@ typedef struct ra_session_options {
     bool reproducible;      /**< same bits for every rank count */
     double timeout_s;       /**< longest wait for a peer; 0: the transport's own patience */
     const char *trace_file; /**< Chrome trace JSON, or NULL */
+    int64_t memory_limit;   /**< most bytes that may be in use of a device; 0: what is free */
+    bool measure_waits;     /**< for ra_session_stats_t.exposed; costs two events a wait on a GPU */
 } ra_session_options_t;
 
 void ra_session_options_default(ra_session_options_t *options);
@@ -92,6 +94,8 @@ typedef struct ra_sequence {
  * Score @a count documents packed into one forward pass. A document's result never depends on its
  * neighbours or their order. A document that fails alone gets its own status; the call is RA_OK.
  * @retval RA_ERR_STOPPED  ra_session_stop() was called; no result is valid
+ * @retval RA_ERR_NOMEM    the pass takes more memory than a device has free, or
+ * options.memory_limit leaves; known before it starts, said with numbers
  */
 ra_status_t ra_session_score(ra_session_t *session, ra_sequence_t *documents, int64_t count);
 
@@ -124,6 +128,21 @@ typedef struct ra_prefill_result {
 ra_status_t ra_session_prefill(ra_session_t *session, const struct ra_kv_reader *prefix,
                                ra_sequence_t *document, const char *out_dir, const char *kv_dtype,
                                const char *tokenizer_digest, ra_prefill_result_t *result);
+
+/** What the last call took. */
+typedef struct ra_session_stats {
+    /**
+     * Bytes in use of a device, weights included: predicted before the pass began, and the most
+     * that was. On a GPU of all its memory, as the driver says; on the CPU of the session's
+     * buffers, not of the mapped checkpoint. Of several devices the one with the highest peak.
+     */
+    int64_t predicted_bytes, peak_bytes;
+    /** Part of the pass, 0..1, in which a rank's computing stood still for transfers; of the rank
+     * with the most. 0 without options.measure_waits. */
+    double exposed;
+} ra_session_stats_t;
+/** Of the devices of this process. */
+ra_session_stats_t ra_session_stats(const ra_session_t *session);
 
 /** Make the running call return RA_ERR_STOPPED at its next layer. Async-signal safe. */
 void ra_session_stop(ra_session_t *session);

@@ -1,4 +1,4 @@
-#include "base/log.h"
+#include "base/clock.h"
 #include "base/trace.h"
 #include "model/session_routing.h"
 #include "ring/gather.h"
@@ -12,6 +12,7 @@ typedef struct local_rows {
     int32_t *device_token, *device_target;
     float *device_logprob, *device_gap, *device_next;
     ra_local_routing_t routing;
+    ra_router_replay_t replay;
 } local_rows_t;
 
 static void free_local(local_rows_t *local)
@@ -100,12 +101,12 @@ static ra_status_t download(const ra_pass_t *pass, int64_t rows, bool has_next, 
     return ra_stream_sync(stream);
 }
 
-static ra_status_t forward_rank(ra_pass_t *pass, ra_comm_t *comm, ra_stream_t *stream,
-                                local_rows_t *local)
+/* Everything that a rank has on its device beside the weights. The caller frees what is local. */
+static ra_status_t make_forward(const ra_pass_t *pass, ra_comm_t *comm, ra_stream_t *stream,
+                                bool walk, local_rows_t *local, ra_forward_t **forward_p)
 {
     ra_session_t *session = pass->session;
     int rank = ra_comm_rank(comm);
-    int64_t rows = pass->layout->rows[rank];
     ra_forward_params_t params = {.config = session->config,
                                   .weights = session->prepared[rank % session->places],
                                   .comm = comm,
@@ -119,32 +120,95 @@ static ra_status_t forward_rank(ra_pass_t *pass, ra_comm_t *comm, ra_stream_t *s
                                   .reproducible = session->options.reproducible,
                                   .softmax_kernel = session->options.softmax_kernel,
                                   .linear_kernel = session->options.linear_kernel,
+                                  .scores = pass->target != NULL,
+                                  .walk = walk,
                                   .control = &session->control};
-    ra_forward_t *forward = NULL;
+    RA_TRY(upload(pass, pass->layout->rows[rank], stream, local));
+    RA_TRY(ra_local_routing_upload(pass, rank, stream, &local->routing, &local->replay));
+    return ra_forward_create(&params, forward_p);
+}
 
-    /* Allocates first, which makes the device current: one rank alone has its caller's thread. */
-    RA_TRY(upload(pass, rows, stream, local));
-    ra_trace_follow(stream, rank);
+/* The same without memory: how much of it would be taken. */
+static ra_status_t count_bytes(const ra_pass_t *pass, ra_comm_t *comm, const ra_device_t *device,
+                               bool walk, const local_rows_t *local, int64_t *bytes_p)
+{
+    local_rows_t counted = *local; /* its host arrays, and device arrays of its own */
+    ra_device_t *counting = NULL;
+    ra_stream_t *stream = NULL;
+    ra_forward_t *forward = NULL;
+    ra_device_memory_t memory;
+    ra_status_t status;
+
+    RA_TRY(ra_device_open_counting(device, &counting));
+    RA_TRY_GOTO(ra_stream_create(counting, &stream), out);
+    RA_TRY_GOTO(make_forward(pass, comm, stream, walk, &counted, &forward), out);
+    RA_TRY_GOTO(ra_device_memory(counting, &memory), out);
+    *bytes_p = memory.peak;
+out:
+    ra_forward_destroy(forward);
+    free_device(counting, &counted);
+    ra_stream_destroy(stream);
+    ra_device_close(counting);
+    return status;
+}
+
+/* Collective: choose a plan for which every device has room, the faster one first. Looks at the
+ * device first, which makes it current: one rank alone has its caller's thread. */
+static ra_status_t find_room(const ra_pass_t *pass, ra_comm_t *comm, ra_device_t *device,
+                             ra_place_memory_t *place, const local_rows_t *local, bool *walk_p)
+{
+    int64_t limit = pass->session->options.memory_limit, bytes = 0;
+    RA_TRY(ra_place_memory_look(place, device));
+    for (int walk = 0; walk < 2; walk++) {
+        bool fits = false;
+        RA_TRY(count_bytes(pass, comm, device, walk, local, &bytes));
+        RA_TRY(ra_place_memory_ask(place, device, comm, walk, bytes, limit, &fits));
+        if (fits) {
+            *walk_p = walk;
+            return RA_OK;
+        }
+    }
+    return ra_place_memory_refuse(place, device, limit);
+}
+
+static ra_status_t run_forward(const ra_pass_t *pass, ra_comm_t *comm, ra_stream_t *stream,
+                               ra_forward_t *forward, local_rows_t *local)
+{
+    ra_session_t *session = pass->session;
+    int rank = ra_comm_rank(comm);
     ra_forward_io_t io = {.token = local->device_token,
                           .target = local->device_target,
                           .logprob = local->device_logprob,
                           .routing_gap = local->device_gap,
                           .logits_row = last_row(pass, rank),
-                          .next_logprob = local->device_next};
-    RA_TRY(ra_local_routing_upload(pass, rank, stream, &local->routing, &io.replay));
-    RA_TRY(ra_forward_create(&params, &forward));
-    ra_status_t status = ra_forward_run(forward, &io);
-    if (status == RA_OK) {
-        status = ra_local_routing_download(pass, rank, stream, &local->routing);
+                          .next_logprob = local->device_next,
+                          .replay = local->replay};
+    int64_t before = ra_clock_ns();
+    double waited = 0;
+    RA_TRY(ra_comm_measure_waits(comm, session->options.measure_waits));
+    RA_TRY(ra_forward_run(forward, &io));
+    RA_TRY(ra_local_routing_download(pass, rank, stream, &local->routing));
+    RA_TRY(download(pass, pass->layout->rows[rank], io.logits_row >= 0, stream, local));
+    if (session->options.measure_waits) {
+        RA_TRY(ra_comm_waited(comm, &waited));
+        double part = waited * 1e9 / (double)(ra_clock_ns() - before);
+        ra_raise_to(&session->exposed_ppm, (int64_t)(part * 1e6));
     }
-    if (status == RA_OK) {
-        status = download(pass, rows, io.logits_row >= 0, stream, local);
-    }
-    if (status == RA_OK) {
-        ra_log(RA_LOG_INFO, "session", "%lld rows, %.1f MiB of buffers, %.3f s exposed waiting",
-               (long long)rows, (double)ra_forward_bytes(forward) / 1048576.0,
-               (double)ra_forward_exposed_ns(forward) * 1e-9);
-    }
+    return ra_place_memory_see(&session->memory[rank % session->places], ra_stream_device(stream));
+}
+
+static ra_status_t forward_rank(ra_pass_t *pass, ra_comm_t *comm, ra_stream_t *stream,
+                                local_rows_t *local)
+{
+    ra_session_t *session = pass->session;
+    ra_place_memory_t *place = &session->memory[ra_comm_rank(comm) % session->places];
+    ra_forward_t *forward = NULL;
+    bool walk = false;
+
+    RA_TRY(find_room(pass, comm, ra_stream_device(stream), place, local, &walk));
+    ra_trace_follow(stream, ra_comm_rank(comm));
+    RA_TRY(make_forward(pass, comm, stream, walk, local, &forward));
+    ra_status_t status = run_forward(pass, comm, stream, forward, local);
     ra_forward_destroy(forward);
     return status;
 }
@@ -215,6 +279,10 @@ ra_status_t ra_pass_run(ra_pass_t *pass)
     ra_session_t *session = pass->session;
 
     atomic_store(&session->control.rows_done, 0);
+    atomic_store(&session->exposed_ppm, 0);
+    for (int i = 0; i < session->places; i++) {
+        ra_place_memory_reset(&session->memory[i], session->device[i]);
+    }
     atomic_store(&session->rows_total, pass->layout->total_rows * session->config->layers);
     ra_status_t status = ra_ranks_call(session->ranks, rank_body, pass);
     /* Ranks that saw the stop flag late return what the early ones' leaving caused. */

@@ -5,6 +5,7 @@
 
 #include "comm/ranks.h"
 #include "model/forward.h"
+#include "model/pass_memory.h"
 #include "model/session.h"
 
 struct ra_session {
@@ -18,6 +19,8 @@ struct ra_session {
     int places;                       /**< devices in use; rank r works on place r % places */
     ra_device_t **device;             /**< [places] */
     ra_prepared_weights_t **prepared; /**< [places] */
+    ra_place_memory_t *memory;        /**< [places] of the last pass */
+    atomic_llong exposed_ppm;         /**< of the last pass's time, of the rank with the most */
     const char *model_digest;         /**< owned by weights */
     ra_ranks_t *ranks;                /**< connected by the first pass, kept until close */
     ra_stream_t **stream;             /**< [options.ranks], of each rank while connected */

@@ -97,6 +97,26 @@ static void every_ring_gives_the_loss_of_one_rank(void **state)
     }
 }
 
+/* What a pass takes is said before it starts, and what does not fit is refused then. */
+static void memory_is_predicted_and_limited(void **state)
+{
+    (void)state;
+    const char *in = write_sample();
+    run_t told = RUN("score", "--in", in, "--ranks", "2", "--log-level", "info");
+    assert_int_equal(told.exit_code, 0);
+    assert_non_null(strstr(told.err, " session: cpu 0: "));
+    assert_non_null(strstr(told.err, " MiB predicted, "));
+    run_free(&told);
+    run_t refused = RUN("score", "--in", in, "--ranks", "2", "--memory-limit", "1Mi");
+    assert_int_equal(refused.exit_code, 5);
+    assert_non_null(strstr(refused.err, " MiB asked for, "));
+    assert_non_null(strstr(refused.err, "use more ranks"));
+    run_free(&refused);
+    run_t enough = RUN("score", "--in", in, "--ranks", "2", "--memory-limit", "1Gi");
+    assert_int_equal(enough.exit_code, 0);
+    run_free(&enough);
+}
+
 /* Rows without what may differ, for comparison of bytes. */
 static char *comparable(char *rows)
 {
@@ -294,6 +314,7 @@ int main(int argc, char **argv)
 #define CASE(name) cmocka_unit_test_setup_teardown(name, test_folder_make, test_folder_remove)
     const struct CMUnitTest tests[] = {
         CASE(every_ring_gives_the_loss_of_one_rank),
+        CASE(memory_is_predicted_and_limited),
         CASE(reproducible_rows_are_the_same_bytes_for_any_ring_and_pack),
         CASE(a_continued_prefill_gives_the_bits_of_one_go),
         CASE(ids_beyond_the_vocabulary_warn_and_fail_their_rows),

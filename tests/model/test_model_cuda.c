@@ -289,6 +289,54 @@ static void trained_documents_keep_their_likelihood(void **state)
     }
 }
 
+/*
+ * The driver's word on all memory in use of the GPU, which ranks may share, is within 5 % of what
+ * was predicted: of a second pass, since kernels' code is loaded at the first one, and is much
+ * beside models as small as these.
+ */
+static void memory_in_use_is_what_was_predicted(void **state)
+{
+    static const char *const dirs[] = {"tests/goldens/ring_linear_mini_shape",
+                                       "configs/models/ring-tiny-linear"};
+    (void)state;
+    skip_without_gpu();
+    enum { TOKENS = 20000 };
+    static int32_t ids[TOKENS];
+    static float logprob[TOKENS];
+    for (int i = 0; i < 4 * RANKS_MOST; i++) {
+        ra_session_options_t options = options_of(dirs[i % 2], 1 + i / 4, "bf16");
+        options.expert_parallel = i % 4 >= 2;
+        options.tile = 256;
+        ra_session_t *session = session_open(options);
+        for (int pass = 0; pass < 2; pass++) {
+            ra_sequence_t document = {.tokens = ids, .count = TOKENS, .logprob = logprob};
+            assert_int_equal(ra_session_score(session, &document, 1), RA_OK);
+            ra_session_stats_t stats = ra_session_stats(session);
+            double ratio = (double)stats.peak_bytes / (double)stats.predicted_bytes;
+            print_message("%s ranks %d experts %s pass %d: predicted %.1f MiB, peak %+.2f %%\n",
+                          dirs[i % 2], options.ranks,
+                          options.expert_parallel ? "parallel" : "replicated", pass,
+                          (double)stats.predicted_bytes / 1048576.0, 100 * (ratio - 1));
+            assert_true(pass == 0 || fabs(ratio - 1) <= 0.05);
+        }
+        ra_session_close(session);
+    }
+}
+
+static void a_pass_that_has_no_room_is_refused(void **state)
+{
+    (void)state;
+    skip_without_gpu();
+    int32_t ids[300] = {0};
+    ra_sequence_t document = {.tokens = ids, .count = 300};
+    ra_session_options_t options = options_of(models[0], 2, "bf16");
+    options.memory_limit = 1 << 20; /* the context alone takes more */
+    ra_session_t *session = session_open(options);
+    assert_int_equal(ra_session_score(session, &document, 1), RA_ERR_NOMEM);
+    assert_non_null(strstr(ra_last_error(), " MiB asked for, 0.0 MiB free beside "));
+    ra_session_close(session);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -301,6 +349,8 @@ int main(void)
         cmocka_unit_test(calls_of_a_session_do_not_see_each_other),
         cmocka_unit_test(random_weights_are_those_of_the_cpu),
         cmocka_unit_test(trained_documents_keep_their_likelihood),
+        cmocka_unit_test(memory_in_use_is_what_was_predicted),
+        cmocka_unit_test(a_pass_that_has_no_room_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

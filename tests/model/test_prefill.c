@@ -70,6 +70,8 @@ static void prefill_and_continue(const golden_t *golden, int64_t cut, ra_session
     assert_int_equal(ra_session_prefill(second, reader, &tail, second_out, dtype, "", result),
                      RA_OK);
     assert_int_equal(result->tokens, golden->count);
+    ra_session_stats_t stats = ra_session_stats(second);
+    assert_int_equal(stats.peak_bytes, stats.predicted_bytes);
     ra_kv_reader_close(reader);
     remove_directory(cache);
     rmdir(path);
