@@ -59,12 +59,11 @@ ra_status_t ra_linear_select(const char *name, ra_device_kind_t device,
             return RA_OK;
         }
     }
-    return ra_fail(RA_ERR_UNSUPPORTED, "linear",
-                   "no kernel '%s' for %d heads, key dim %d, value dim %d, %s, decay per %s on "
-                   "device kind %d; rows are: cpu, ref, sm90, cuda",
-                   name, shape->heads, shape->key_dim, shape->value_dim,
-                   ra_dtype_name(shape->dtype), shape->log_decay_stride > 0 ? "token" : "head",
-                   (int)device);
+    return ra_fail(
+        RA_ERR_UNSUPPORTED, "linear",
+        "no kernel '%s' for %s, %d heads of key dim %d and value dim %d, %s, decay per %s", name,
+        device == RA_DEVICE_CPU ? "cpu" : "cuda", shape->heads, shape->key_dim, shape->value_dim,
+        ra_dtype_name(shape->dtype), shape->log_decay_stride > 0 ? "token" : "head");
 }
 
 const char *ra_linear_kernel_name(const ra_linear_kernel_t *kernel)

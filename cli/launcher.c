@@ -33,8 +33,8 @@ ra_status_t ra_launcher_check(void)
         if (several && !rank_missing) {
             return ra_fail(
                 RA_ERR_USAGE, "launcher",
-                "started by %s as one of several processes (%s=%ld), but no transport of "
-                "this build connects processes; start one process and give it --ranks N",
+                "started by %s as one of several processes (%s=%ld), but a command's ranks are "
+                "threads of one process; start one and give it --ranks N",
                 launchers[i].launcher,
                 launchers[i].size != NULL ? launchers[i].size : launchers[i].rank,
                 launchers[i].size != NULL ? size : rank);

@@ -6,8 +6,8 @@
 
 /**
  * Several processes that each run the whole job would do it several times, on top of each other.
- * @retval RA_ERR_USAGE  a launcher started more than one process; no transport of this build
- *                       connects processes
+ * A command's ranks are threads of one process, also where a transport could connect several.
+ * @retval RA_ERR_USAGE  a launcher started more than one process
  */
 ra_status_t ra_launcher_check(void);
 

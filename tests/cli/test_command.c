@@ -450,7 +450,7 @@ static void one_of_several_processes_is_refused(void **state)
     const char *in = write_three();
     for (size_t i = 0; i < RA_ARRAY_LEN(launchers); i++) {
         run_how_t how = {.variables = launchers[i]};
-        expect_how(&how, 2, "no transport of this build connects processes",
+        expect_how(&how, 2, "a command's ranks are threads of one process",
                    (const char *const[]){"score", "--in", in, NULL});
         expect_how(&how, 2, launchers[i][0], (const char *const[]){"prefill", "--in", in, NULL});
     }
