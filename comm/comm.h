@@ -146,7 +146,9 @@ void ra_request_free(ra_request_t *request);
 void ra_comm_abort(ra_comm_t *comm, ra_status_t cause);
 
 /* Collectives: every rank calls in the same order. All wait at most ra_comm_deadline(). Device
- * memory is moved in stream order, as by posts that have been waited on. */
+ * memory is moved in stream order, as by posts that have been waited on. All functions:
+ * RA_ERR_INVALID  ranks disagree on a size, where the transport compares (nccl does not);
+ * RA_ERR_PEER  a rank failed; RA_ERR_TIMEOUT; RA_ERR_NOMEM. What has been moved is then unknown. */
 
 /** Nobody leaves before everybody came. Of host threads: says nothing about compute streams. */
 ra_status_t ra_comm_barrier(ra_comm_t *comm);
@@ -156,6 +158,7 @@ ra_status_t ra_comm_allgather(ra_comm_t *comm, const void *mine, int64_t bytes, 
  * place in @a all. */
 ra_status_t ra_comm_allgatherv(ra_comm_t *comm, const void *mine, void *all, const int64_t *bytes,
                                const int64_t *offset);
+/** The bytes of rank @a root to all. */
 ra_status_t ra_comm_broadcast(ra_comm_t *comm, int root, void *data, int64_t bytes);
 /** send_bytes[p] from send + send_offset[p] go to rank p; recv_* likewise (all known to the
  * caller). */
