@@ -7,7 +7,8 @@
  * (32.5 on average). Norms, rotations and activations are not counted.
  *
  * predicted_mib, peak_mib: of a device, before and after the last pass (ra_session_stats_t).
- * exposed_pct: part of that pass in which the slowest rank's computing stood still for transfers.
+ * exposed_pct: part of that pass in which a rank's computing stood still for transfers, of the rank
+ * with the most. On the CPU that is waiting for the others' computing too: ranks share its cores.
  */
 #include "base/clock.h"
 #include "benchmarks/bench.h"

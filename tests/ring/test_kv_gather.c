@@ -74,6 +74,28 @@ static ra_status_t check_rows(ra_comm_t *comm, const gather_case_t *c, const ra_
     return RA_OK;
 }
 
+/* Made on a device that only counts, a gather is the same, and says what the real one takes. */
+static ra_status_t check_counted(ra_comm_t *comm, ra_stream_t *stream, const gather_case_t *c,
+                                 const ra_kv_gather_t *gather)
+{
+    const int64_t row_bytes = WIDTH * (int64_t)sizeof(float);
+    ra_device_t *counting = NULL;
+    ra_stream_t *none = NULL;
+    ra_kv_gather_t *counted = NULL;
+    ra_device_memory_t memory;
+    RA_TRY(ra_device_open_counting(ra_stream_device(stream), &counting));
+    RA_TRY(ra_stream_create(counting, &none));
+    RA_TRY(ra_kv_gather_create(comm, none, c->layout, c->causal, row_bytes, true, c->piece_bytes,
+                               &counted));
+    RA_TRY(ra_device_memory(counting, &memory));
+    RANK_CHECK(comm, counted->rows == gather->rows && counted->gated == gather->gated);
+    RANK_CHECK(comm, memory.live == 2 * gather->rows * row_bytes);
+    ra_kv_gather_destroy(counted);
+    ra_stream_destroy(none);
+    ra_device_close(counting);
+    return RA_OK;
+}
+
 static ra_status_t gather_twice(ra_comm_t *comm, ra_stream_t *stream, void *arg)
 {
     const gather_case_t *c = arg;
@@ -86,6 +108,9 @@ static ra_status_t gather_twice(ra_comm_t *comm, ra_stream_t *stream, void *arg)
     ra_status_t status =
         ra_kv_gather_create(comm, stream, c->layout, c->causal, WIDTH * (int64_t)sizeof(float),
                             true, c->piece_bytes, &gather);
+    if (status == RA_OK) {
+        status = check_counted(comm, stream, c, gather);
+    }
     for (int i = 0; i < 2 && status == RA_OK; i++) {
         status = ra_kv_gather_start(gather, kv);
         status = status == RA_OK ? ra_kv_gather_finish(gather) : status;
