@@ -247,12 +247,6 @@ ra_session_stats_t ra_session_stats(const ra_session_t *session)
     return stats;
 }
 
-int64_t ra_session_whole_tokens(const ra_session_t *session)
-{
-    int64_t ranks = session->options.ranks;
-    return ranks == 1 ? INT64_MAX : (2 * ranks - 1) * session->options.tile;
-}
-
 void ra_session_stop(ra_session_t *session)
 {
     atomic_store(&session->control.stop, 1);

@@ -62,8 +62,6 @@ const struct ra_model_config *ra_session_config(const ra_session_t *session);
 const char *ra_session_model_digest(const ra_session_t *session);
 /** The options in force, defaults resolved. */
 const ra_session_options_t *ra_session_options(const ra_session_t *session);
-/** Documents of at most this many tokens are placed whole on one rank; longer ones are sharded. */
-int64_t ra_session_whole_tokens(const ra_session_t *session);
 
 /**
  * int32s a token in the arrays of expert choices below: MoE layers x experts per token, layers

@@ -69,11 +69,6 @@ const ra_session_options_t *ra_session_options(const ra_session_t *session)
     return &session->options;
 }
 
-int64_t ra_session_whole_tokens(const ra_session_t *session)
-{
-    return session->options.tile;
-}
-
 static ra_status_t nap(ra_session_t *session)
 {
     for (long left = session->delay_us; left > 0; left -= 100) {
