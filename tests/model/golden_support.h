@@ -10,6 +10,23 @@
 #include <stdlib.h>
 #include <string.h>
 
+/** Directories of small models with a golden.safetensors of some 300 tokens. */
+static const char *const models[] = {"tests/goldens/ring_linear",
+                                     "tests/goldens/ring_linear_mini_shape"};
+enum { TILE = 16 }; /* so that every rank owns some of them */
+
+/** Two threads, small tiles; otherwise the defaults. */
+static inline ra_session_options_t options_of(const char *dir, int ranks)
+{
+    ra_session_options_t options;
+    ra_session_options_default(&options);
+    options.model_dir = dir;
+    options.tile = TILE;
+    options.threads = 2;
+    options.ranks = ranks;
+    return options;
+}
+
 /** A reference document: ids [count], logprob [count - 1]; views into the open file. */
 typedef struct golden {
     ra_safetensors_t *file;

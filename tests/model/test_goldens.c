@@ -6,10 +6,7 @@
 #include "ring/layout.h"
 #include "tests/model/golden_support.h"
 
-static const char *const models[] = {"tests/goldens/ring_linear",
-                                     "tests/goldens/ring_linear_mini_shape"};
 static const int rank_counts[] = {1, 2, 3, 4, 7};
-enum { TILE = 16 };
 
 static void assert_every_rank_owns_tokens(int64_t count, int ranks, const char *kind_name)
 {
@@ -49,12 +46,7 @@ static void check_model(const char *dir, bool expert_parallel)
 
     for (size_t n = 0; n < RA_ARRAY_LEN(rank_counts); n++) {
         for (int zigzag = 0; zigzag < 2; zigzag++) {
-            ra_session_options_t options;
-            ra_session_options_default(&options);
-            options.model_dir = dir;
-            options.tile = TILE;
-            options.threads = 2;
-            options.ranks = rank_counts[n];
+            ra_session_options_t options = options_of(dir, rank_counts[n]);
             options.layout = zigzag ? "zigzag" : "contiguous";
             options.expert_parallel = expert_parallel;
             assert_every_rank_owns_tokens(golden.count, options.ranks, options.layout);

@@ -6,20 +6,7 @@
 #include "model/model_config.h"
 #include "tests/model/golden_support.h"
 
-static const char *const models[] = {"tests/goldens/ring_linear",
-                                     "tests/goldens/ring_linear_mini_shape"};
-enum { TILE = 16, RANKS_MOST = 3 };
-
-static ra_session_options_t options_of(const char *dir, int ranks)
-{
-    ra_session_options_t options;
-    ra_session_options_default(&options);
-    options.model_dir = dir;
-    options.tile = TILE;
-    options.threads = 2;
-    options.ranks = ranks;
-    return options;
-}
+enum { RANKS_MOST = 3 };
 
 static void check_stats(const ra_session_t *session, const char *what)
 {

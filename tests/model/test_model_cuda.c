@@ -9,24 +9,17 @@
 #include "tests/gpu_support.h"
 #include "tests/model/routing_support.h"
 
-static const char *const models[] = {"tests/goldens/ring_linear",
-                                     "tests/goldens/ring_linear_mini_shape"};
 /* Mean error of a PyTorch bf16 run of the same formulas on one H200: experts chosen freely, and the
  * float64 run's forced. */
 static const double torch_bf16[2][2] = {{0.0357, 0.0567}, {0.0112, 0.0090}};
-enum { TILE = 16, RANKS_MOST = 3 };
+enum { RANKS_MOST = 3 };
 
-static ra_session_options_t options_of(const char *dir, int ranks, const char *dtype)
+static ra_session_options_t gpu_options(const char *dir, int ranks, const char *dtype)
 {
-    ra_session_options_t options;
-    ra_session_options_default(&options);
-    options.model_dir = dir;
+    ra_session_options_t options = options_of(dir, ranks);
     options.device = "cuda";
     options.dtype = dtype;
     options.transport = "peer"; /* ranks may share a GPU */
-    options.tile = TILE;
-    options.threads = 2;
-    options.ranks = ranks;
     return options;
 }
 
@@ -70,7 +63,7 @@ static void check_model(size_t model, const char *dtype, bool expert_parallel, b
 
     for (int ranks = 1; ranks <= RANKS_MOST; ranks++) {
         for (int zigzag = 0; zigzag < 2; zigzag++) {
-            ra_session_options_t options = options_of(dir, ranks, dtype);
+            ra_session_options_t options = gpu_options(dir, ranks, dtype);
             options.layout = zigzag ? "zigzag" : "contiguous";
             options.expert_parallel = expert_parallel;
             spread_t spread = differences(&options, &golden, &routing, forced);
@@ -133,7 +126,7 @@ static void a_replay_of_the_own_choices_gives_the_same_bits(void **state)
         snprintf(path, sizeof(path), "%s/golden.safetensors", models[m]);
         golden_t golden = golden_open(path, "");
         routing_t routing = routing_open(models[m]);
-        ra_session_options_t options = options_of(models[m], 2, "bf16");
+        ra_session_options_t options = gpu_options(models[m], 2, "bf16");
         options.expert_parallel = m == 1;
         ra_session_t *session = session_open(options);
         int32_t *chosen = routing_array(&routing);
@@ -152,7 +145,7 @@ static void a_replay_of_the_own_choices_gives_the_same_bits(void **state)
 static float *score_reproducibly(const char *dir, int ranks, const char *dtype,
                                  const golden_t *golden)
 {
-    ra_session_options_t options = options_of(dir, ranks, dtype);
+    ra_session_options_t options = gpu_options(dir, ranks, dtype);
     options.reproducible = true;
     ra_session_t *session = session_open(options);
     float *logprob = session_score_one(session, golden->ids, golden->count, NULL);
@@ -187,7 +180,7 @@ static void repeats_give_the_same_bits(void **state)
     (void)state;
     skip_without_gpu();
     golden_t golden = golden_open("tests/goldens/ring_linear/golden.safetensors", "");
-    ra_session_t *session = session_open(options_of(models[0], 2, "bf16"));
+    ra_session_t *session = session_open(gpu_options(models[0], 2, "bf16"));
     float *first = session_score_one(session, golden.ids, golden.count, NULL);
     for (int i = 0; i < 100; i++) {
         float *again = session_score_one(session, golden.ids, golden.count, NULL);
@@ -208,7 +201,7 @@ static void calls_of_a_session_do_not_see_each_other(void **state)
     skip_without_gpu();
     golden_t golden = golden_open("tests/goldens/ring_linear/golden.safetensors", "");
     for (size_t i = 0; i < RA_ARRAY_LEN(counts) * 2; i++) {
-        ra_session_options_t options = options_of(models[0], gpu_count() > 1 ? 2 : 1, "bf16");
+        ra_session_options_t options = gpu_options(models[0], gpu_count() > 1 ? 2 : 1, "bf16");
         options.transport = transports[i % 2];
         options.expert_parallel = options.ranks > 1;
         ra_session_t *kept = session_open(options), *own = session_open(options);
@@ -236,7 +229,7 @@ static void random_weights_are_those_of_the_cpu(void **state)
     (void)state;
     skip_without_gpu();
     golden_t golden = golden_open("tests/goldens/ring_linear/golden.safetensors", "");
-    ra_session_options_t options = options_of(models[0], 1, "f32");
+    ra_session_options_t options = gpu_options(models[0], 1, "f32");
     options.random_weights = true;
     options.seed = 42;
     ra_session_t *gpu = session_open(options);
@@ -275,7 +268,7 @@ static void trained_documents_keep_their_likelihood(void **state)
         const char *dtype = dtypes[i % 2];
         golden_t golden = golden_open(
             "tests/goldens/ring-tiny-linear/held_logprob_public.safetensors", documents[i / 2]);
-        ra_session_options_t options = options_of("configs/models/ring-tiny-linear", 2, dtype);
+        ra_session_options_t options = gpu_options("configs/models/ring-tiny-linear", 2, dtype);
         options.tile = 256;
         ra_session_t *session = session_open(options);
         float *logprob = session_score_one(session, golden.ids, golden.count, NULL);
@@ -304,7 +297,7 @@ static void memory_in_use_is_what_was_predicted(void **state)
     static int32_t ids[TOKENS];
     static float logprob[TOKENS];
     for (int i = 0; i < 4 * RANKS_MOST; i++) {
-        ra_session_options_t options = options_of(dirs[i % 2], 1 + i / 4, "bf16");
+        ra_session_options_t options = gpu_options(dirs[i % 2], 1 + i / 4, "bf16");
         options.expert_parallel = i % 4 >= 2;
         options.tile = 256;
         ra_session_t *session = session_open(options);
@@ -329,7 +322,7 @@ static void a_pass_that_has_no_room_is_refused(void **state)
     skip_without_gpu();
     int32_t ids[300] = {0};
     ra_sequence_t document = {.tokens = ids, .count = 300};
-    ra_session_options_t options = options_of(models[0], 2, "bf16");
+    ra_session_options_t options = gpu_options(models[0], 2, "bf16");
     options.memory_limit = 1 << 20; /* the context alone takes more */
     ra_session_t *session = session_open(options);
     assert_int_equal(ra_session_score(session, &document, 1), RA_ERR_NOMEM);

@@ -8,7 +8,7 @@
 #include <dirent.h>
 #include <unistd.h>
 
-enum { TILE = 16, TOKENS = 300 };
+enum { TOKENS = 300 };
 
 static const char model[] = "tests/goldens/ring_linear";
 static const int64_t cuts[] = {1, TILE - 1, TILE, TILE + 1, 150, 160, 299};

@@ -7,26 +7,12 @@
 #include "model/model_config.h"
 #include "tests/model/routing_support.h"
 
-static const char *const models[] = {"tests/goldens/ring_linear",
-                                     "tests/goldens/ring_linear_mini_shape"};
-enum { TILE = 16 };
 /* Ranks, zigzag, experts over ranks; the larger model runs every fourth. */
 static const int rings[][3] = {{1, 0, 0}, {2, 0, 0}, {2, 1, 0}, {2, 0, 1}, {2, 1, 1},
                                {3, 0, 0}, {3, 1, 0}, {3, 0, 1}, {3, 1, 1}};
 /* A choice may differ from the reference's where its margin is no larger than fp32's error of it.
  */
 static const double near_tie = 1e-5, bound = 2e-4;
-
-static ra_session_options_t options_of(const char *dir, int ranks)
-{
-    ra_session_options_t options;
-    ra_session_options_default(&options);
-    options.model_dir = dir;
-    options.tile = TILE;
-    options.threads = 2;
-    options.ranks = ranks;
-    return options;
-}
 
 /* A golden case, its choices, the same moved on by one expert in falling order, and scratch. */
 typedef struct fixture {

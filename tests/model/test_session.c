@@ -6,19 +6,12 @@
 #include "model/session_state.h"
 #include "tests/model/golden_support.h"
 
-enum { TILE = 16 };
-
 static const char model[] = "tests/goldens/ring_linear";
 static const char *const transports[] = {"local", "local-copy", "local-order"};
 
 static ra_session_t *open_ring(int ranks, const char *transport, bool expert_parallel)
 {
-    ra_session_options_t options;
-    ra_session_options_default(&options);
-    options.model_dir = model;
-    options.tile = TILE;
-    options.threads = 2;
-    options.ranks = ranks;
+    ra_session_options_t options = options_of(model, ranks);
     options.transport = transport;
     options.expert_parallel = expert_parallel;
     return session_open(options);
