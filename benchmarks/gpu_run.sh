@@ -93,6 +93,7 @@ model() # name, options of model_perf; what cannot be run says why and is passed
 {
     "$BIN/model_perf" --model "configs/models/ring-$1-linear-2.0" --random-weights 1 --device cuda "${@:2}" >"$OUT/last.txt" 2>&1 || true
     [ -s "$OUT/model.txt" ] || grep -m 1 tok_per_s "$OUT/last.txt" >"$OUT/model.txt" || true
+    grep 'check failed' "$OUT/last.txt" | tee -a "$OUT/model.txt"
     tail -1 "$OUT/last.txt" | tee -a "$OUT/model.txt"
 }
 

@@ -5,9 +5,11 @@
  * times those of PyTorch in bf16 and have no direction, with free choice of experts and with the
  * reference's choice forced (rounding alone). Observed values and flipped choices are printed.
  */
+#include "model/file_io.h"
 #include "model/session_state.h"
 #include "tests/gpu_support.h"
 #include "tests/model/routing_support.h"
+#include <unistd.h>
 
 /* Mean error of a PyTorch bf16 run of the same formulas on one H200: experts chosen freely, and the
  * float64 run's forced. */
@@ -330,6 +332,44 @@ static void a_pass_that_has_no_room_is_refused(void **state)
     ra_session_close(session);
 }
 
+/* Microseconds of the spans of a category in a trace. */
+static double traced(const char *text, const char *category)
+{
+    char key[32];
+    double sum = 0.0, duration;
+    snprintf(key, sizeof(key), "\"cat\":\"%s\"", category);
+    for (const char *at = text; (at = strstr(at, key)) != NULL; at++) {
+        assert_int_equal(sscanf(strstr(at, "\"dur\":"), "\"dur\":%lf", &duration), 1);
+        assert_true(duration >= 0.0);
+        sum += duration;
+    }
+    return sum;
+}
+
+static void a_trace_shows_what_the_gpus_did(void **state)
+{
+    (void)state;
+    skip_without_gpu();
+    char path[] = "/tmp/ringattn_trace_XXXXXX", *text;
+    int64_t bytes;
+    int file = mkstemp(path);
+    assert_true(file >= 0 && close(file) == 0);
+    ra_session_options_t options = gpu_options("configs/models/ring-tiny-linear", 2, "bf16");
+    options.trace_file = path;
+    options.tile = 256;
+    ra_session_t *session = session_open(options);
+    int32_t *ids = calloc(4000, sizeof(*ids));
+    free(session_score_one(session, ids, 4000, NULL));
+    ra_session_close(session);
+    assert_int_equal(ra_file_read(path, 1 << 26, &text, &bytes), RA_OK);
+    double compute = traced(text, "compute"), transfer = traced(text, "transfer");
+    print_message("compute %.0f us, transfers %.0f us\n", compute, transfer);
+    assert_true(compute > 0.0 && transfer > 0.0);
+    free(text);
+    free(ids);
+    unlink(path);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -344,6 +384,7 @@ int main(void)
         cmocka_unit_test(trained_documents_keep_their_likelihood),
         cmocka_unit_test(memory_in_use_is_what_was_predicted),
         cmocka_unit_test(a_pass_that_has_no_room_is_refused),
+        cmocka_unit_test(a_trace_shows_what_the_gpus_did),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
