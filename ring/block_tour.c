@@ -326,14 +326,12 @@ ra_status_t ra_block_tour_end(ra_block_tour_t *tour)
 void ra_block_tour_cancel(ra_block_tour_t *tour, ra_status_t cause)
 {
     ra_comm_abort(tour->comm, cause);
-    /* What is borrowed goes first, so that no two ranks wait for each other's lends. */
-    for (int i = 0; i < tour->count; i++) {
-        ra_request_free(tour->borrows[i]);
-        tour->borrows[i] = NULL;
-    }
-    for (int i = 0; i < tour->count; i++) {
+    /* Who reads a block that was passed on reads its owner's memory: the owner gets it back through
+     * the borrow, so not before. Last block first, as at the end. */
+    for (int i = tour->count - 1; i >= 0; i--) {
         ra_request_free(tour->lends[i]);
-        tour->lends[i] = NULL;
+        ra_request_free(tour->borrows[i]);
+        tour->lends[i] = tour->borrows[i] = NULL;
     }
     for (int i = 0; i < tour->borrower_count; i++) {
         ra_request_free(tour->own_lends[i]);
