@@ -144,7 +144,8 @@ static bool parse_value(const ra_setting_t *row, const char *text, value_t *valu
         snprintf(want, 160, "on or off");
         return parse_bool(text, &value->integer);
     case RA_TYPE_INT:
-        snprintf(want, 160, "an integer from %.0f to %.0f", row->low, row->high);
+        snprintf(want, 160, "an integer from %.0f to %.0f (K, M, G, Ki, Mi, Gi may follow)",
+                 row->low, row->high);
         return parse_int(text, &value->integer) && (double)value->integer >= row->low &&
                (double)value->integer <= row->high;
     case RA_TYPE_REAL:
