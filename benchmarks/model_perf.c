@@ -331,18 +331,18 @@ int main(int argc, char **argv)
         check(bench, options, &work);
     }
     bench_table(bench, "model", columns, (int)RA_ARRAY_LEN(columns));
-    bench_row(bench,
-              (bench_cell_t[]){
-                  BENCH_TEXT(flags[9].value), BENCH_TEXT(flags[10].value), BENCH_NUMBER(tokens),
-                  BENCH_NUMBER(options.ranks), BENCH_TEXT(ra_session_options(work.session)->layout),
-                  BENCH_NUMBER(window), BENCH_NUMBER(time.median),
-                  BENCH_NUMBER((double)tokens / time.median),
-                  BENCH_NUMBER(flops / time.median * 1e-9),
-                  BENCH_NUMBER(100.0 * flops / time.peak_flops), BENCH_NUMBER(time.cpu),
-                  BENCH_NUMBER(100.0 * flops / time.core_flops), BENCH_NUMBER(rss),
-                  BENCH_NUMBER((double)stats.predicted_bytes / 1048576.0),
-                  BENCH_NUMBER((double)stats.peak_bytes / 1048576.0),
-                  BENCH_NUMBER(100.0 * stats.exposed), BENCH_NUMBER(nll / (double)(tokens - 1))});
+    bench_row(bench, (bench_cell_t[]){
+                         BENCH_TEXT(flags[9].value), BENCH_TEXT(flags[10].value),
+                         BENCH_NUMBER(tokens), BENCH_NUMBER(options.ranks),
+                         BENCH_TEXT(ra_session_options(work.session)->layout), BENCH_NUMBER(window),
+                         BENCH_NUMBER(time.median), BENCH_NUMBER((double)tokens / time.median),
+                         BENCH_NUMBER(flops / time.median * 1e-9),
+                         BENCH_NUMBER(100.0 * flops / time.peak_flops), BENCH_NUMBER(time.cpu),
+                         BENCH_NUMBER(100.0 * flops / time.core_flops), BENCH_NUMBER(rss),
+                         BENCH_NUMBER((double)stats.predicted_bytes / 1048576.0),
+                         BENCH_NUMBER((double)stats.peak_bytes / 1048576.0),
+                         BENCH_NUMBER(100.0 * stats.exposed),
+                         BENCH_NUMBER(scores ? nll / (double)(tokens - 1) : (double)NAN)});
     ra_session_close(work.session);
     free((void *)work.document.tokens);
     free(work.document.logprob);
