@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 struct ra_job_dir {
@@ -35,6 +36,20 @@ static ra_status_t output_failed(const ra_job_dir_t *job, const char *name, cons
                    strerror(errno));
 }
 
+/* A killed process holds its lock until the kernel has taken its memory apart, and who starts the
+ * job again at once should not be told that it is in use. */
+static int lock_within_seconds(int fd)
+{
+    enum { TRIES = 100 };
+    const struct timespec pause = {.tv_nsec = 20000000};
+    int failed = flock(fd, LOCK_EX | LOCK_NB);
+    for (int i = 0; failed != 0 && errno == EWOULDBLOCK && i < TRIES; i++) {
+        nanosleep(&pause, NULL);
+        failed = flock(fd, LOCK_EX | LOCK_NB);
+    }
+    return failed;
+}
+
 static ra_status_t lock(ra_job_dir_t *job)
 {
     char path[RA_PATH_MAX], holder[32] = "";
@@ -43,7 +58,7 @@ static ra_status_t lock(ra_job_dir_t *job)
     if (job->lock_fd < 0) {
         return output_failed(job, ".lock", "opened");
     }
-    if (flock(job->lock_fd, LOCK_EX | LOCK_NB) != 0) {
+    if (lock_within_seconds(job->lock_fd) != 0) {
         if (errno != EWOULDBLOCK) {
             return output_failed(job, ".lock", "locked");
         }

@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <sys/file.h>
 #include <sys/resource.h>
+#include <time.h>
 
 static const char *binary;
 
@@ -385,6 +386,25 @@ static void a_directory_in_use_is_refused_with_the_process_number(void **state)
     EXPECT(0, "score", "--in", in, "--out", out);
 }
 
+static void a_directory_whose_holder_is_just_ending_is_waited_for(void **state)
+{
+    (void)state;
+    const struct timespec pause = {.tv_nsec = 100000000};
+    const char *in = write_three(), *out = test_path("ending");
+    EXPECT(0, "score", "--in", in, "--out", out);
+    int fd = open(test_path("ending/.lock"), O_RDWR);
+    assert_true(fd >= 0);
+    assert_int_equal(flock(fd, LOCK_EX), 0);
+    pid_t child = run_start(binary, (const char *const[]){"score", "--in", in, "--out", out, NULL},
+                            &(run_how_t){0});
+    nanosleep(&pause, NULL);
+    assert_int_equal(flock(fd, LOCK_UN), 0); /* the child has this very file open too */
+    run_t run = run_finish(child);
+    assert_int_equal(run.exit_code, 0);
+    run_free(&run);
+    close(fd);
+}
+
 static void token_files_hold_one_value_a_scored_token(void **state)
 {
     (void)state;
@@ -644,6 +664,7 @@ int main(int argc, char **argv)
         CASE(a_torn_last_line_is_dropped_and_scored_again),
         CASE(a_row_whose_document_changed_fails),
         CASE(a_directory_in_use_is_refused_with_the_process_number),
+        CASE(a_directory_whose_holder_is_just_ending_is_waited_for),
         CASE(token_files_hold_one_value_a_scored_token),
         CASE(a_model_without_bos_refuses_bos_once),
         CASE(one_of_several_processes_is_refused),
