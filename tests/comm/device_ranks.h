@@ -31,6 +31,19 @@ static inline bool gpu_row_can_run(const char *row, int ranks)
     return strcmp(row, "nccl") != 0 || ranks <= gpu_count();
 }
 
+/** Go through the transports that can run here: *row_p from *index on; the others are told of. */
+static inline bool next_transport(int *index, const char **row_p)
+{
+    const char *doc;
+    while (ra_transport_list((*index)++, row_p, &doc)) {
+        if (gpu_row_can_run(*row_p, 1)) {
+            return true;
+        }
+        print_message("%s: no GPU, not tested\n", *row_p);
+    }
+    return false;
+}
+
 static inline bool gpu_row_uses_gpus(const char *row)
 {
     return (strcmp(row, "nccl") == 0 || strcmp(row, "peer") == 0) && gpu_count() > 0;

@@ -828,12 +828,7 @@ int main(void)
         cmocka_unit_test(the_device_and_the_launcher_settle_auto),
     };
     int failed = 0;
-    const char *doc;
-    for (int i = 0; ra_transport_list(i, &row, &doc); i++) {
-        if (!gpu_row_can_run(row, 1)) {
-            print_message("%s: no GPU, not tested\n", row);
-            continue;
-        }
+    for (int i = 0; next_transport(&i, &row);) {
         failed += ra_ranks_run(row, 1, look_at_row, NULL) != RA_OK;
         failed += cmocka_run_group_tests_name(row, tests, NULL, NULL);
     }
