@@ -41,8 +41,8 @@ typedef struct ra_job_identity {
  * Create or open @a path and lock it.
  * @param stop_at_commit  Test hook: kill the process at this point inside commits (1, 2, ...);
  *                        0: never.
- * @retval RA_ERR_OUTPUT  cannot be created or written; another process holds the lock (the message
- *                        gives its number)
+ * @retval RA_ERR_OUTPUT  cannot be created or written; another process still holds the lock after
+ * two seconds (the message gives its number)
  */
 ra_status_t ra_job_dir_open(const char *path, int64_t stop_at_commit, ra_job_dir_t **job_p);
 /** Unlock. Accepts NULL. */
