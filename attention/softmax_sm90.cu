@@ -14,6 +14,7 @@ extern "C" { /* C headers without a C++ guard of their own */
 #include "attention/softmax_sm90_rows.cuh"
 #include "base/cuda_attribute.h"
 #include "base/tensor_map.cuh"
+#include <climits>
 #include <cuda_runtime.h>
 
 using namespace ra_sm90;
@@ -39,11 +40,18 @@ __device__ __forceinline__ job_t job_of(const params_t &p, uint32_t unit, int *s
     return job_t{t.x, t.y, (int32_t)(first + rest - tile * width), t.w};
 }
 
-/* Wait for the gates of keys [begin, end); @a open remembers up to 32 of those found open. */
-__device__ __noinline__ uint32_t wait_gates(const uint32_t *ready, uint32_t epoch, int gate_keys,
-                                            int begin, int end, uint32_t open)
+/* What the producer knows of the gates. */
+struct gates_t {
+    uint32_t open; /* bit g: gate g was found open */
+    int from;      /* keys of the segment from here on need no more waiting */
+};
+
+/* Wait for the gates of keys [begin, end). */
+__device__ __noinline__ gates_t wait_gates(const uint32_t *ready, uint32_t epoch, int gate_keys,
+                                           int begin, int end, uint32_t open)
 {
-    for (int gate = begin / gate_keys; gate <= (end - 1) / gate_keys; gate++) {
+    const int lowest = begin / gate_keys;
+    for (int gate = lowest; gate <= (end - 1) / gate_keys; gate++) {
         if (gate < 32 && open >> gate & 1)
             continue;
         while ((int32_t)(ra_load_acquire_sys(ready + gate) - epoch) < 0)
@@ -52,7 +60,7 @@ __device__ __noinline__ uint32_t wait_gates(const uint32_t *ready, uint32_t epoc
         if (gate < 32)
             open |= 1u << gate;
     }
-    return open;
+    return gates_t{open, lowest * gate_keys};
 }
 
 template <class C>
@@ -65,7 +73,8 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *q_
     ra_slot<C::STAGES> k_slot, v_slot;
     ra_slot<C::QSTAGES> q_slot;
     ra_slot<2> job_slot;
-    uint32_t unit = blockIdx.x, open = 0;
+    uint32_t unit = blockIdx.x;
+    gates_t gates = {0, 0};
     auto load = [&](const CUtensorMap *map, unsigned char *tile, uint64_t *full_bar, int key,
                     int kv_head) {
         const uint32_t full = ra_smem_addr(full_bar);
@@ -99,12 +108,14 @@ __device__ __forceinline__ void produce(const params_t &p, const CUtensorMap *q_
             const int4 s = __ldg(reinterpret_cast<const int4 *>(p.segments + segment));
             const int key_first = __ldg(&p.segments[segment].key_first);
             const int shift = __ldg(&p.segments[segment].pos_shift);
+            /* One comparison a tile: what holds this thread up holds up the products. */
+            gates.from = p.ready ? INT_MAX : INT_MIN;
 #pragma unroll 1
             for (int t = 0; t < s.z; t++, done++) {
                 const int key = s.x - t * C::BN;
-                if (p.ready)
-                    open = wait_gates(p.ready, p.epoch, p.gate_keys, max(key, 0),
-                                      min(key + C::BN, s.y), open);
+                if (key < gates.from)
+                    gates = wait_gates(p.ready, p.epoch, p.gate_keys, max(key, 0),
+                                       min(key + C::BN, s.y), gates.open);
                 int flags = s.w & RA_TILE_MASK;
                 if (t == s.z - 1)
                     flags |= s.w & RA_TILE_SPAN_END;

@@ -10,7 +10,6 @@
  *            window   one document, rows see 4096 tokens, contiguous
  *            linear   one document, decays as in lightning attention, contiguous
  *            bits     softmax with `reproducible`, contiguous
- *            apart    a document of so many tokens for each rank: what GPUs at work cost each other
  *
  * Layers are queued one after another and the wall clock of all ranks is divided by their number;
  * medians. Flops: softmax 4 D a visible pair and head, linear 4 D^2 a token and head. `still` is
@@ -39,7 +38,7 @@ static const double long_layer = 1.0; /* seconds */
 typedef struct bench_case {
     const char *name;
     ra_layout_kind_t kind;
-    bool packs, linear, walk, reproducible, apart;
+    bool packs, linear, walk, reproducible;
     int64_t window;
 } bench_case_t;
 
@@ -50,7 +49,6 @@ static const bench_case_t cases[] = {
     {.name = "window", .window = 4096},
     {.name = "linear", .linear = true},
     {.name = "bits", .reproducible = true},
-    {.name = "apart", .apart = true},
 };
 
 typedef struct bench {
@@ -89,10 +87,10 @@ static uint64_t mix(uint64_t *seed)
     return z ^ (z >> 31);
 }
 
-static void cut_documents(bench_t *b, int ranks)
+static void cut_documents(bench_t *b)
 {
     uint64_t seed = 1;
-    int64_t left = b->c->apart ? ranks * b->tokens : b->tokens;
+    int64_t left = b->tokens;
     b->document_count = 0;
     b->flops = 0;
     while (left > 0 && b->document_count < DOCUMENTS_MOST) {
@@ -339,18 +337,18 @@ static double run_world(bench_t *b, const char *transport, int ranks, int first_
 }
 
 /* Flops a second of the slowest of the GPUs, each with all tokens (or 2^20) to itself. */
-static double rate_alone(bench_t *b, int ranks, int gpus)
+static double rate_alone(bench_t *b, int gpus)
 {
     int64_t tokens = b->tokens;
     double slowest = 0;
     b->tokens = b->alone_tokens;
-    cut_documents(b, 1);
+    cut_documents(b);
     for (int d = 0; d < gpus && (d == 0 || guess_seconds(b, 1) < long_layer); d++) {
         slowest = fmax(slowest, run_world(b, "peer", 1, d));
     }
     double flops = b->flops;
     b->tokens = tokens;
-    cut_documents(b, ranks);
+    cut_documents(b);
     return flops / slowest;
 }
 
@@ -371,7 +369,7 @@ static bool measure(bench_t *b, const char *transport, int ranks)
     int gpus = ranks < b->devices ? ranks : b->devices;
     size_t bytes = (size_t)(SAMPLES * b->width) * 2;
     b->alone_tokens = ra_min_i64(b->tokens, ALONE_MOST);
-    double alone = rate_alone(b, ranks, gpus);
+    double alone = rate_alone(b, gpus);
     uint16_t *want = malloc(bytes);
     if (want == NULL) {
         exit(5);
@@ -416,7 +414,7 @@ int main(int argc, char **argv)
 {
     if (argc < 4) {
         fprintf(stderr, "usage: ring_device_perf TRANSPORT RANKS CASE:TOKENS[:HEADS]...\n"
-                        "cases: softmax walk packs window linear bits apart\n");
+                        "cases: softmax walk packs window linear bits\n");
         return 2;
     }
     static bench_t b;
