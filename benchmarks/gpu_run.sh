@@ -19,6 +19,15 @@ BIN=$BUILD/bin
 export LD_LIBRARY_PATH=$BIN:${LD_LIBRARY_PATH:-} NCCL_NVLS_ENABLE=0
 mkdir -p "$OUT"
 
+devices() # those that may be used, one a line
+{
+    if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+        echo "${CUDA_VISIBLE_DEVICES//,/$'\n'}"
+    else
+        nvidia-smi --query-gpu=index --format=csv,noheader
+    fi
+}
+
 build()
 {
     cmake -S . -B "$BUILD" -G Ninja -DRA_CUDA=ON >"$OUT/configure.txt"
@@ -55,33 +64,42 @@ check()
     return $failed
 }
 
-sanitized() # name, tool, seconds, program and arguments
+sanitized() # name, tool, program and arguments: one of several at a time, the GPUs in turn
 {
-    name=$1 tool=$2 limit=$3
-    shift 3
-    log=$OUT/sanitize_${name// /_}_$tool.txt
-    code=0
-    timeout "$limit" compute-sanitizer --tool "$tool" --error-exitcode 9 "$@" >"$log" 2>&1 || code=$?
-    echo "$name, $tool: $(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$log" || echo "no summary") (exit $code)"
-    [ $code -eq 0 ]
+    while [ "$(jobs -rp | wc -l)" -ge $((4 * ${#gpus[@]})) ]; do
+        wait -n || true
+    done
+    name=$1 tool=$2 log=$OUT/sanitize_${1// /_}_$2.txt
+    shift 2
+    next=$((next + 1))
+    {
+        code=0
+        [[ $name == *ring* || $name == *scan* ]] || export CUDA_VISIBLE_DEVICES=${gpus[next % ${#gpus[@]}]}
+        timeout 300 compute-sanitizer --tool "$tool" --error-exitcode 9 "$@" >"$log" 2>&1 || code=$?
+        echo "$name, $tool: $(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$log" || echo "no summary") (exit $code)"
+        [ $code -eq 0 ] || touch "$OUT/sanitize_failed"
+    } &
 }
 
 sanitize()
 {
-    failed=0
-    for tool in memcheck racecheck initcheck synccheck; do
-        sanitized softmax "$tool" 200 "$BIN/softmax_cuda_check" small || failed=1
+    mapfile -t gpus < <(devices)
+    next=0
+    rm -f "$OUT/sanitize_failed"
+    for tool in racecheck memcheck initcheck; do # the slowest first
+        sanitized softmax $tool "$BIN/softmax_cuda_check" small
+        sanitized linear $tool "$BIN/test_attention_linear_cuda"
+        sanitized experts $tool "$BIN/test_moe_experts_cuda"
+        sanitized "row ops" $tool "$BIN/test_model_layer_ops_cuda"
+        sanitized head $tool "$BIN/test_model_head_cuda"
+        sanitized router $tool "$BIN/test_moe_router_cuda"
     done
-    for tool in memcheck racecheck initcheck; do
-        sanitized linear "$tool" 200 "$BIN/test_attention_linear_cuda" || failed=1
-        sanitized experts "$tool" 200 "$BIN/test_moe_experts_cuda" || failed=1
-        sanitized "row ops" "$tool" 200 "$BIN/test_model_layer_ops_cuda" || failed=1
-        sanitized head "$tool" 200 "$BIN/test_model_head_cuda" || failed=1
-    done
-    sanitized "softmax ring" memcheck 300 "$BIN/test_ring_softmax_ring_cuda" || failed=1
-    sanitized "state scan" memcheck 300 "$BIN/test_ring_state_scan_cuda" || failed=1
-    sanitized model memcheck 300 "$BIN/model_perf" --device cuda --tokens 4k --iters 1 --warmup 0 --check off || failed=1
-    return $failed
+    sanitized softmax synccheck "$BIN/softmax_cuda_check" small
+    sanitized "softmax ring" memcheck "$BIN/test_ring_softmax_ring_cuda"
+    sanitized "state scan" memcheck "$BIN/test_ring_state_scan_cuda"
+    sanitized model memcheck "$BIN/model_perf" --device cuda --tokens 4k --iters 1 --warmup 0 --check off
+    wait
+    [ ! -e "$OUT/sanitize_failed" ]
 }
 
 has_torch()
@@ -124,7 +142,7 @@ torch_ring() # ranks, sizes
 
 several() # the numbers of GPUs to run on
 {
-    gpus=$(nvidia-smi -L | wc -l)
+    gpus=$(devices | wc -l)
     for ((n = 2; n <= gpus; n *= 2)); do echo $n; done
 }
 
