@@ -133,6 +133,30 @@ static void side_destroy(peer_side_t *side)
     free(side);
 }
 
+/* Once a pair and process: the runtime, and tools that watch it, take a second time for an error.
+ */
+static ra_status_t reach_peer(int device, int other)
+{
+    enum { DEVICES_MOST = 64 };
+    static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+    static bool reached[DEVICES_MOST][DEVICES_MOST];
+    bool known = device < DEVICES_MOST && other < DEVICES_MOST;
+    cudaError_t error = cudaSuccess;
+    pthread_mutex_lock(&mutex);
+    if (!known || !reached[device][other]) {
+        error = cudaDeviceEnablePeerAccess(other, 0);
+    }
+    if (error == cudaErrorPeerAccessAlreadyEnabled) { /* by someone else */
+        error = cudaSuccess;
+        cudaGetLastError();
+    }
+    if (known) {
+        reached[device][other] = error == cudaSuccess;
+    }
+    pthread_mutex_unlock(&mutex);
+    return ra_cuda_check(error, "enabling peer access");
+}
+
 /* Copy engines of this GPU read the others' memory directly where the machine allows it. */
 static ra_status_t reach_peers(int device)
 {
@@ -140,15 +164,9 @@ static ra_status_t reach_peers(int device)
     RA_TRY(ra_cuda_check(cudaGetDeviceCount(&count), "counting GPUs"));
     for (int other = 0; other < count; other++) {
         int access = 0;
-        if (other == device || cudaDeviceCanAccessPeer(&access, device, other) != cudaSuccess ||
-            access == 0) {
-            continue;
-        }
-        cudaError_t error = cudaDeviceEnablePeerAccess(other, 0);
-        if (error == cudaErrorPeerAccessAlreadyEnabled) {
-            cudaGetLastError();
-        } else {
-            RA_TRY(ra_cuda_check(error, "enabling peer access"));
+        if (other != device && cudaDeviceCanAccessPeer(&access, device, other) == cudaSuccess &&
+            access != 0) {
+            RA_TRY(reach_peer(device, other));
         }
     }
     return RA_OK;
