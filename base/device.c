@@ -247,9 +247,18 @@ ra_status_t ra_stream_create(ra_device_t *device, ra_stream_t **stream_p)
     return RA_OK;
 }
 
+static void drop_mark(ra_stream_t *stream)
+{
+    if (stream->mark != NULL) {
+        stream->device->ops->mark_free(stream->mark);
+        stream->mark = NULL;
+    }
+}
+
 void ra_stream_destroy(ra_stream_t *stream)
 {
     if (stream != NULL) {
+        drop_mark(stream);
         if (!stream->device->counting) {
             stream->device->ops->close_stream(stream);
         }
@@ -260,6 +269,20 @@ void ra_stream_destroy(ra_stream_t *stream)
 ra_status_t ra_stream_sync(ra_stream_t *stream)
 {
     return stream->device->counting ? RA_OK : stream->device->ops->sync(stream);
+}
+
+ra_status_t ra_stream_mark(ra_stream_t *stream)
+{
+    const ra_device_t *device = stream->device;
+    drop_mark(stream);
+    return device->counting || device->ops->mark == NULL
+               ? RA_OK
+               : device->ops->mark(stream->queue, &stream->mark);
+}
+
+ra_status_t ra_stream_wait_mark(ra_stream_t *stream)
+{
+    return stream->mark == NULL ? RA_OK : stream->device->ops->mark_wait(stream->mark);
 }
 
 ra_status_t ra_stream_copy(ra_stream_t *stream, void *to, const void *from, int64_t bytes)

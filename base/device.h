@@ -70,10 +70,14 @@ ra_status_t ra_stream_create(ra_device_t *device, ra_stream_t **stream_p);
 void ra_stream_destroy(ra_stream_t *stream);
 /** Wait until everything queued on @a stream is done. @retval RA_ERR_DEVICE something failed. */
 ra_status_t ra_stream_sync(ra_stream_t *stream);
+/** Remember what is queued on @a stream now, in place of what was remembered before. */
+ra_status_t ra_stream_mark(ra_stream_t *stream);
+/** Wait until what the last ra_stream_mark() remembered is done; work queued since goes on. */
+ra_status_t ra_stream_wait_mark(ra_stream_t *stream);
 /**
  * Copy between host and device memory, either side either kind, in stream order. Pageable host
  * memory may be reused when the call returns; memory of ra_device_alloc_host() only after a
- * ra_stream_sync().
+ * ra_stream_sync() or ra_stream_wait_mark().
  */
 ra_status_t ra_stream_copy(ra_stream_t *stream, void *to, const void *from, int64_t bytes);
 /** Zero device memory in stream order. */

@@ -168,6 +168,11 @@ static ra_status_t cuda_mark_gap(void *from, void *to, double *seconds_p)
     return ra_cuda_check(error, "timing a span");
 }
 
+static ra_status_t cuda_mark_wait(void *event)
+{
+    return ra_cuda_check(cudaEventSynchronize(event), "waiting for a mark");
+}
+
 static void cuda_mark_free(void *event)
 {
     cudaEventDestroy(event);
@@ -199,4 +204,5 @@ const ra_device_ops_t ra_device_cuda = {.name = "cuda",
                                         .zero = cuda_zero,
                                         .mark = cuda_mark,
                                         .mark_gap = cuda_mark_gap,
+                                        .mark_wait = cuda_mark_wait,
                                         .mark_free = cuda_mark_free};

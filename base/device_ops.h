@@ -26,11 +26,12 @@ typedef struct ra_device_ops {
     ra_status_t (*sync)(ra_stream_t *stream);
     ra_status_t (*copy)(ra_stream_t *stream, void *to, const void *from, int64_t bytes);
     ra_status_t (*zero)(ra_stream_t *stream, void *to, int64_t bytes);
-    /** NULL, all three, where work is done when it is called. Note where @a queue of the current
+    /** NULL, all four, where work is done when it is called. Note where @a queue of the current
      * device is. */
     ra_status_t (*mark)(void *queue, void **event_p);
     /** From one to the other on one device. An error: it has not come there yet. */
     ra_status_t (*mark_gap)(void *from, void *to, double *seconds_p);
+    ra_status_t (*mark_wait)(void *event);
     void (*mark_free)(void *event);
 } ra_device_ops_t;
 
@@ -57,6 +58,7 @@ struct ra_stream {
     ra_device_t *device; /**< borrowed */
     void *queue;         /**< cudaStream_t */
     void *workspace;     /**< RA_STREAM_WORKSPACE bytes for library calls, or NULL */
+    void *mark;          /**< of ra_stream_mark(), or NULL */
 };
 
 extern const ra_device_ops_t ra_device_cpu;

@@ -152,6 +152,7 @@ static ra_status_t allocate(ra_moe_plan_t *plan)
     const int64_t act = element_of(plan->x_dtype), index = sizeof(int32_t);
     const int64_t ranks = plan->comm != NULL ? plan->ranks : 0; /* 0: no exchange buffers */
     const int64_t mine = plan->comm != NULL ? tile : 0, at_hand = tile * plan->ranks;
+    const int64_t leaving = mine * ra_min_i64(plan->ranks, k);
     const int32_t experts = plan->last - plan->first;
     struct ra_moe_cuda_plan *cuda = calloc(1, sizeof(*cuda));
     plan->cuda = cuda;
@@ -175,23 +176,29 @@ static ra_status_t allocate(ra_moe_plan_t *plan)
         {MEMBER(inner), sorted, shape->expert_width, act},
         {MEMBER(out), sorted, hidden, act},
         {MEMBER(shared_inner), tile, shape->shared_width, act},
-        {MEMBER(round[0].weight), tile, k, sizeof(float)},
-        {MEMBER(round[0].shared), shape->shared_width > 0 ? tile : 0, hidden, act},
         {MEMBER(totals), 2, ranks, index},
         {MEMBER(tokens_before), ranks, tile, index},
         {MEMBER(slots_before), ranks, tile, index},
-        {MEMBER(send), mine * ra_min_i64(plan->ranks, k), hidden, act},
-        {MEMBER(received), ranks * tile, hidden, act},
-        {MEMBER(send_expert), mine * ra_min_i64(plan->ranks, k), k, index},
-        {MEMBER(received_expert), ranks * tile, k, index},
+        {MEMBER(round[0].weight), tile, k, sizeof(float)},
         {MEMBER(round[1].weight), mine, k, sizeof(float)},
-        {MEMBER(round[1].shared), shape->shared_width > 0 ? mine : 0, hidden, act},
+        {MEMBER(round[2].weight), mine, k, sizeof(float)},
         {MEMBER(round[0].result_at), mine, k, index},
         {MEMBER(round[1].result_at), mine, k, index},
-        {MEMBER(round[0].back), ranks > 0 ? plan->max_slots : 0, hidden, act},
-        {MEMBER(round[1].back), ranks > 0 ? plan->max_slots : 0, hidden, act},
-        {MEMBER(round[0].returned), mine * k, hidden, act},
-        {MEMBER(round[1].returned), mine * k, hidden, act},
+        {MEMBER(round[2].result_at), mine, k, index},
+        {MEMBER(lane[0].shared), shape->shared_width > 0 ? tile : 0, hidden, act},
+        {MEMBER(lane[1].shared), shape->shared_width > 0 ? mine : 0, hidden, act},
+        {MEMBER(lane[0].send), leaving, hidden, act},
+        {MEMBER(lane[1].send), leaving, hidden, act},
+        {MEMBER(lane[0].send_expert), leaving, k, index},
+        {MEMBER(lane[1].send_expert), leaving, k, index},
+        {MEMBER(lane[0].received), ranks * tile, hidden, act},
+        {MEMBER(lane[1].received), ranks * tile, hidden, act},
+        {MEMBER(lane[0].received_expert), ranks * tile, k, index},
+        {MEMBER(lane[1].received_expert), ranks * tile, k, index},
+        {MEMBER(lane[0].back), ranks > 0 ? plan->max_slots : 0, hidden, act},
+        {MEMBER(lane[1].back), ranks > 0 ? plan->max_slots : 0, hidden, act},
+        {MEMBER(lane[0].returned), mine * k, hidden, act},
+        {MEMBER(lane[1].returned), mine * k, hidden, act},
     };
     RA_TRY(ra_moe_lay_out(cuda, buffers, RA_ARRAY_LEN(buffers), NULL, &plan->bytes));
     RA_TRY(ra_device_alloc(plan->device, plan->bytes, &cuda->memory));
@@ -204,7 +211,7 @@ static void free_plan(ra_moe_plan_t *plan)
     if (plan->cuda != NULL) {
         ra_device_free_host(plan->device, plan->cuda->host_totals);
         ra_device_free(plan->device, plan->cuda->memory);
-        free(plan->cuda->table);
+        free(plan->cuda->counts);
         free(plan->cuda->transfers);
         free(plan->cuda);
     }
@@ -329,59 +336,103 @@ static ra_status_t route(ra_moe_plan_t *plan, const ra_moe_args_t *args, const v
                               round->weight, ra_stream_cuda(stream));
 }
 
-static ra_status_t begin_round(ra_moe_plan_t *plan, const ra_moe_args_t *args,
-                               struct ra_moe_cuda_round *round, ra_stream_t *stream)
+static ra_moe_cuda_tokens_t home_of(const ra_moe_plan_t *plan, const ra_moe_args_t *args,
+                                    const struct ra_moe_cuda_round *round)
 {
-    const int64_t element = element_of(plan->x_dtype), rows = round->rows;
-    const ra_moe_cuda_tokens_t home = {
-        .x = rows > 0 ? (const char *)args->x + round->row * args->x_stride * element : NULL,
-        .rows = rows,
-        .x_stride = args->x_stride,
-        .expert = plan->cuda->expert};
-    RA_TRY(route(plan, args, home.x, round, stream));
-    if (plan->comm != NULL) {
-        return ra_moe_cuda_exchange_begin(plan, args->weights, home, round, stream);
-    }
-    RA_TRY(ra_moe_cuda_run_shared(plan, args->weights, home.x, home.x_stride, rows, round->shared,
-                                  stream));
-    return ra_moe_cuda_run_experts(plan, args->weights, home, stream);
+    const int64_t at = round->row * args->x_stride * element_of(plan->x_dtype);
+    return (ra_moe_cuda_tokens_t){.x = round->rows > 0 ? (const char *)args->x + at : NULL,
+                                  .rows = round->rows,
+                                  .x_stride = args->x_stride,
+                                  .expert = plan->cuda->expert};
 }
 
-static ra_status_t end_round(ra_moe_plan_t *plan, const ra_moe_args_t *args,
-                             struct ra_moe_cuda_round *round, ra_stream_t *stream)
+static struct ra_moe_cuda_round *begin_round(ra_moe_plan_t *plan, const ra_moe_args_t *args,
+                                             int64_t i)
 {
-    if (plan->comm != NULL) {
-        RA_TRY(ra_moe_cuda_exchange_end(plan, round));
-    }
-    const ra_moe_cuda_combine_t combine = {
+    struct ra_moe_cuda_plan *cuda = plan->cuda;
+    struct ra_moe_cuda_round *round = &cuda->round[plan->comm != NULL ? i % RA_MOE_CUDA_ROUNDS : 0];
+    round->lane = &cuda->lane[plan->comm != NULL ? i % RA_MOE_CUDA_LANES : 0];
+    round->row = i * plan->tile_rows;
+    round->rows = ra_min_i64(ra_max_i64(args->rows - round->row, 0), plan->tile_rows);
+    return round;
+}
+
+static ra_status_t run_shared(ra_moe_plan_t *plan, const ra_moe_args_t *args,
+                              const struct ra_moe_cuda_round *round, ra_stream_t *stream)
+{
+    const ra_moe_cuda_tokens_t home = home_of(plan, args, round);
+    return ra_moe_cuda_run_shared(plan, args->weights, home.x, home.x_stride, home.rows,
+                                  round->lane->shared, stream);
+}
+
+static ra_status_t combine(const ra_moe_plan_t *plan, const ra_moe_args_t *args,
+                           const struct ra_moe_cuda_round *round, ra_stream_t *stream)
+{
+    const bool over_ranks = plan->comm != NULL;
+    const ra_moe_cuda_combine_t sum = {
         .dtype = plan->x_dtype,
         .rows = round->rows,
         .hidden = plan->shape.hidden,
         .top_k = plan->shape.router.top_k,
-        .position = plan->comm != NULL ? round->result_at : plan->cuda->position,
+        .position = over_ranks ? round->result_at : plan->cuda->position,
         .weight = round->weight,
-        .out = plan->comm != NULL ? round->returned : plan->cuda->out,
-        .shared = plan->shape.shared_width > 0 ? round->shared : NULL,
+        .out = over_ranks ? round->lane->returned : plan->cuda->out,
+        .shared = plan->shape.shared_width > 0 ? round->lane->shared : NULL,
         .accumulate = args->accumulate,
         .y = round->rows > 0 ? args->y + round->row * args->y_stride : NULL,
         .y_stride = args->y_stride};
-    return ra_moe_cuda_combine(&combine, ra_stream_cuda(stream));
+    return ra_moe_cuda_combine(&sum, ra_stream_cuda(stream));
 }
 
-/* Over ranks a round ends after the next one has begun, so that its results travel meanwhile. */
-static ra_status_t run_rounds(ra_moe_plan_t *plan, const ra_moe_args_t *args, int64_t rounds,
-                              ra_stream_t *stream)
+static ra_status_t run_alone(ra_moe_plan_t *plan, const ra_moe_args_t *args, int64_t rounds,
+                             ra_stream_t *stream)
 {
-    const int64_t behind = plan->comm != NULL ? 1 : 0;
-    for (int64_t i = 0; i < rounds + behind; i++) {
-        if (i < rounds) {
-            struct ra_moe_cuda_round *round = &plan->cuda->round[behind * (i & 1)];
-            round->row = i * plan->tile_rows;
-            round->rows = ra_min_i64(ra_max_i64(args->rows - round->row, 0), plan->tile_rows);
-            RA_TRY(begin_round(plan, args, round, stream));
+    for (int64_t i = 0; i < rounds; i++) {
+        const struct ra_moe_cuda_round *round = begin_round(plan, args, i);
+        RA_TRY(route(plan, args, home_of(plan, args, round).x, round, stream));
+        RA_TRY(run_shared(plan, args, round, stream));
+        RA_TRY(ra_moe_cuda_run_experts(plan, args->weights, home_of(plan, args, round), stream));
+        RA_TRY(combine(plan, args, round, stream));
+    }
+    return RA_OK;
+}
+
+static ra_status_t pack(ra_moe_plan_t *plan, const ra_moe_args_t *args, int64_t i,
+                        ra_stream_t *stream)
+{
+    const struct ra_moe_cuda_round *round = begin_round(plan, args, i);
+    const ra_moe_cuda_tokens_t home = home_of(plan, args, round);
+    RA_TRY(route(plan, args, home.x, round, stream));
+    return ra_moe_cuda_exchange_pack(plan, home, round, stream);
+}
+
+/*
+ * While the experts run for round i, tokens of round i + 1 and results of round i - 1 travel. The
+ * shared expert is what the device does while the host learns how many tokens go where.
+ */
+static ra_status_t run_over_ranks(ra_moe_plan_t *plan, const ra_moe_args_t *args, int64_t rounds,
+                                  ra_stream_t *stream)
+{
+    struct ra_moe_cuda_round *round = plan->cuda->round;
+    for (int64_t i = -1; i <= rounds; i++) {
+        const int64_t before = (i + RA_MOE_CUDA_ROUNDS - 1) % RA_MOE_CUDA_ROUNDS;
+        const int64_t now = (before + 1) % RA_MOE_CUDA_ROUNDS;
+        const int64_t after = (now + 1) % RA_MOE_CUDA_ROUNDS;
+        if (i + 1 < rounds) {
+            RA_TRY(pack(plan, args, i + 1, stream));
         }
-        if (i >= behind) {
-            RA_TRY(end_round(plan, args, &plan->cuda->round[behind * ((i - behind) & 1)], stream));
+        if (i >= 0 && i < rounds) {
+            RA_TRY(run_shared(plan, args, &round[now], stream));
+        }
+        if (i + 1 < rounds) {
+            RA_TRY(ra_moe_cuda_exchange_send(plan, &round[after], stream));
+        }
+        if (i >= 0 && i < rounds) {
+            RA_TRY(ra_moe_cuda_exchange_run(plan, args->weights, &round[now], stream));
+        }
+        if (i > 0) {
+            RA_TRY(ra_moe_cuda_exchange_end(plan, &round[before]));
+            RA_TRY(combine(plan, args, &round[before], stream));
         }
     }
     return RA_OK;
@@ -391,10 +442,15 @@ static ra_status_t forward(ra_moe_plan_t *plan, const ra_moe_args_t *args, ra_st
 {
     int64_t rounds;
     RA_TRY(ra_moe_agree_on_rounds(plan, args->rows, &rounds));
-    ra_status_t status = run_rounds(plan, args, rounds, stream);
-    for (int i = 0; i < 2; i++) { /* none is left unless something failed */
-        ra_request_free(plan->cuda->round[i].request);
-        plan->cuda->round[i].request = NULL;
+    if (plan->comm == NULL) {
+        return run_alone(plan, args, rounds, stream);
+    }
+    ra_status_t status = run_over_ranks(plan, args, rounds, stream);
+    for (int i = 0; i < RA_MOE_CUDA_ROUNDS; i++) { /* none is left unless something failed */
+        struct ra_moe_cuda_round *round = &plan->cuda->round[i];
+        ra_request_free(round->tokens);
+        ra_request_free(round->results);
+        round->tokens = round->results = NULL;
     }
     return status;
 }

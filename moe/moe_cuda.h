@@ -8,6 +8,8 @@
 #include "moe/experts_cuda.h"
 #include "moe/moe_plan.h"
 
+enum { RA_MOE_CUDA_ROUNDS = 3, RA_MOE_CUDA_LANES = 2 };
+
 /** One allocation, in x_dtype. L = experts held. */
 struct ra_moe_cuda_weights {
     ra_device_t *device; /**< borrowed */
@@ -21,15 +23,24 @@ struct ra_moe_cuda_weights {
     void *shared_down;    /**< [hidden, shared_width] */
 };
 
-/** What a round of tokens needs until it is summed; two are on their way at once over ranks. */
-struct ra_moe_cuda_round {
-    int64_t row, rows; /**< of the call */
-    float *weight;     /**< [T, k] */
-    void *shared;      /**< [T, hidden] */
+/** What is on its way: rounds take two lanes in turn over ranks. */
+struct ra_moe_cuda_lane {
+    void *shared; /**< [T, hidden] */
     /* With a communicator only. */
-    int32_t *result_at;    /**< [T, k] row of `returned` */
-    void *back, *returned; /**< [slots here, hidden], [T k, hidden] */
-    ra_request_t *request; /**< of the results' transfers; NULL: none */
+    void *send, *received;                  /**< [T min(P, k), hidden], [V, hidden] */
+    int32_t *send_expert, *received_expert; /**< likewise, k wide */
+    void *back, *returned;                  /**< [slots here, hidden], [T k, hidden] */
+};
+
+/** A round of tokens: three are begun at once over ranks, one in each step of a round. */
+struct ra_moe_cuda_round {
+    int64_t row, rows;             /**< of the call */
+    struct ra_moe_cuda_lane *lane; /**< borrowed */
+    float *weight;                 /**< [T, k] */
+    /* With a communicator only. */
+    int32_t *result_at;             /**< [T, k] row of `returned` */
+    int64_t *table;                 /**< [P, 2, P] host: tokens and slots from rank to rank */
+    ra_request_t *tokens, *results; /**< transfers; NULL: none */
 };
 
 /**
@@ -44,20 +55,19 @@ struct ra_moe_cuda_plan {
     int32_t *source;   /**< [S] row of the tokens at hand */
     ra_moe_tile_t *tiles;
     int32_t *tile_count, *scratch;
-    void *inner;                       /**< [S, width] */
-    void *out;                         /**< [S, hidden] */
-    void *shared_inner;                /**< [T, shared_width] */
-    struct ra_moe_cuda_round round[2]; /**< the second with a communicator only */
+    void *inner;                                        /**< [S, width] */
+    void *out;                                          /**< [S, hidden] */
+    void *shared_inner;                                 /**< [T, shared_width] */
+    struct ra_moe_cuda_round round[RA_MOE_CUDA_ROUNDS]; /**< others than the first: with a */
+    struct ra_moe_cuda_lane lane[RA_MOE_CUDA_LANES];    /**< communicator only */
     int64_t sorted_rows, max_tiles;
 
     /* With a communicator only. P = ranks. */
-    int32_t *totals;                        /**< [2, P] */
-    int32_t *tokens_before;                 /**< [max(P T, V)] */
-    int32_t *slots_before;                  /**< [max(P T, V)] */
-    void *send, *received;                  /**< [T min(P, k), hidden], [V, hidden] */
-    int32_t *send_expert, *received_expert; /**< likewise, k wide */
-    int32_t *host_totals;                   /**< [2, P] pinned */
-    int64_t *table;           /**< [P, 2, P] host: tokens and slots from rank to rank */
+    int32_t *totals;          /**< [2, P] */
+    int32_t *tokens_before;   /**< [max(P T, V)] */
+    int32_t *slots_before;    /**< [max(P T, V)] */
+    int32_t *host_totals;     /**< [2, P] pinned */
+    int64_t *counts;          /**< [2, P] host, then the rounds' tables */
     ra_transfer_t *transfers; /**< [4 P] host */
 };
 
@@ -79,13 +89,22 @@ ra_status_t ra_moe_cuda_run_shared(ra_moe_plan_t *plan, const ra_moe_weights_t *
 /** Allocate the buffers of the exchange on the host; those of the device are in the plan. */
 ra_status_t ra_moe_cuda_exchange_create(ra_moe_plan_t *plan);
 /**
- * One round over all ranks: the slots of plan->cuda->expert [home.rows, k] run where their experts
- * live, and the shared expert here meanwhile. The results are on their way when it returns;
- * ra_moe_cuda_exchange_end() brings them to round->returned, by result_at.
+ * A round over all ranks in four steps: the slots of plan->cuda->expert [home.rows, k] run where
+ * their experts live. What a step posts travels while later steps, also of other rounds, compute.
+ *
+ *     pack   tokens by rank; how many go where is on its way to the host, and the stream marked
+ *     send   waits for that mark; tokens leave, behind what is queued now
+ *     run    the tokens that came through the experts here; results leave
+ *     end    results are in lane->returned, by result_at
+ *
+ * A pack is followed by its send before another pack.
  */
-ra_status_t ra_moe_cuda_exchange_begin(ra_moe_plan_t *plan, const ra_moe_weights_t *weights,
-                                       ra_moe_cuda_tokens_t home, struct ra_moe_cuda_round *round,
-                                       ra_stream_t *stream);
+ra_status_t ra_moe_cuda_exchange_pack(ra_moe_plan_t *plan, ra_moe_cuda_tokens_t home,
+                                      const struct ra_moe_cuda_round *round, ra_stream_t *stream);
+ra_status_t ra_moe_cuda_exchange_send(ra_moe_plan_t *plan, struct ra_moe_cuda_round *round,
+                                      ra_stream_t *stream);
+ra_status_t ra_moe_cuda_exchange_run(ra_moe_plan_t *plan, const ra_moe_weights_t *weights,
+                                     struct ra_moe_cuda_round *round, ra_stream_t *stream);
 ra_status_t ra_moe_cuda_exchange_end(ra_moe_plan_t *plan, struct ra_moe_cuda_round *round);
 
 #endif
