@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 HEADS, KV_HEADS = 32, 8
-DEFAULT = ["128:8192", "128:16384", "128:32768", "128:65536", "128:131072", "64:16384", "64:65536"]
+DEFAULT = [f"{dim}:{tokens}" for dim in (128, 64) for tokens in (8192, 16384, 32768, 65536, 131072)]
 
 lib = ctypes.CDLL(sys.argv[1])
 lib.softmax_bench_open.restype = ctypes.c_void_p
