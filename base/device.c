@@ -88,6 +88,9 @@ ra_status_t ra_device_open_counting(const ra_device_t *like, ra_device_t **devic
 void ra_device_close(ra_device_t *device)
 {
     if (device != NULL) {
+        if (device->reserve.memory != NULL) {
+            device->ops->free(device, device->reserve.memory);
+        }
         pthread_mutex_destroy(&device->mutex);
         free(device->blocks);
         free(device);
@@ -111,10 +114,16 @@ int ra_device_index(const ra_device_t *device)
 
 static ra_status_t check_bytes(int64_t bytes)
 {
-    if (bytes < 0 || bytes > INT64_MAX - 256) {
+    if (bytes < 0 || bytes > INT64_MAX - RA_DEVICE_ALIGN) {
         return ra_fail(RA_ERR_INVALID, "device", "allocation of %lld bytes", (long long)bytes);
     }
     return RA_OK;
+}
+
+/* What a block takes: no two have one address. */
+static int64_t whole(int64_t bytes)
+{
+    return ra_ceil_div(ra_max_i64(bytes, 1), RA_DEVICE_ALIGN) * RA_DEVICE_ALIGN;
 }
 
 /* An address of its own for memory that is not there, aligned as a GPU's. */
@@ -122,9 +131,71 @@ static void *invent_address(ra_device_t *device, int64_t bytes)
 {
     pthread_mutex_lock(&device->mutex);
     uintptr_t address = device->next_address;
-    device->next_address += ((uintptr_t)bytes / 256 + 1) * 256;
+    device->next_address += (uintptr_t)whole(bytes);
     pthread_mutex_unlock(&device->mutex);
     return (void *)address;
+}
+
+/* With the mutex held, and nothing in use. Another size where there is room for it, else none. */
+static void resize_reserve(ra_device_t *device, int64_t bytes)
+{
+    ra_device_reserve_t *reserve = &device->reserve;
+    void *memory = NULL;
+    if (reserve->memory != NULL) {
+        device->ops->free(device, reserve->memory);
+    }
+    ra_log_set_quiet(1);
+    ra_status_t status = device->ops->alloc(device, bytes, &memory);
+    ra_log_set_quiet(0);
+    reserve->memory = status == RA_OK ? memory : NULL;
+    reserve->bytes = status == RA_OK ? bytes : 0;
+}
+
+void ra_device_reserve_begin(ra_device_t *device, int64_t bytes)
+{
+    ra_device_reserve_t *reserve = &device->reserve;
+    pthread_mutex_lock(&device->mutex);
+    bool idle = reserve->users++ == 0 && reserve->blocks == 0;
+    if (!device->counting && idle && bytes > reserve->bytes) {
+        resize_reserve(device, bytes);
+    }
+    pthread_mutex_unlock(&device->mutex);
+}
+
+void ra_device_reserve_end(ra_device_t *device)
+{
+    pthread_mutex_lock(&device->mutex);
+    device->reserve.users--;
+    pthread_mutex_unlock(&device->mutex);
+}
+
+/* NULL: not from there. */
+static void *serve(ra_device_t *device, int64_t bytes)
+{
+    ra_device_reserve_t *reserve = &device->reserve;
+    char *memory = NULL;
+    pthread_mutex_lock(&device->mutex);
+    if (reserve->users > 0 && whole(bytes) <= reserve->bytes - reserve->served) {
+        memory = reserve->memory + reserve->served;
+        reserve->served += whole(bytes);
+        reserve->blocks++;
+    }
+    pthread_mutex_unlock(&device->mutex);
+    return memory;
+}
+
+/* @return whether it came from there. */
+static bool serve_again(ra_device_t *device, const char *memory)
+{
+    ra_device_reserve_t *reserve = &device->reserve;
+    pthread_mutex_lock(&device->mutex);
+    bool here = reserve->memory != NULL && (uintptr_t)memory >= (uintptr_t)reserve->memory &&
+                (uintptr_t)memory < (uintptr_t)reserve->memory + (uintptr_t)reserve->bytes;
+    if (here && --reserve->blocks == 0) {
+        reserve->served = 0;
+    }
+    pthread_mutex_unlock(&device->mutex);
+    return here;
 }
 
 static ra_status_t give_memory(ra_device_t *device, int64_t bytes, void **memory_p)
@@ -133,12 +204,13 @@ static ra_status_t give_memory(ra_device_t *device, int64_t bytes, void **memory
         *memory_p = invent_address(device, bytes);
         return RA_OK;
     }
-    return device->ops->alloc(device, bytes, memory_p);
+    *memory_p = serve(device, bytes);
+    return *memory_p != NULL ? RA_OK : device->ops->alloc(device, bytes, memory_p);
 }
 
 static void take_memory(ra_device_t *device, void *memory)
 {
-    if (!device->counting) {
+    if (!device->counting && !serve_again(device, memory)) {
         device->ops->free(device, memory);
     }
 }
@@ -154,8 +226,8 @@ static bool note_block(ra_device_t *device, void *memory, int64_t bytes)
     }
     bool noted = device->block_count < device->room;
     if (noted) {
-        device->blocks[device->block_count++] = (ra_device_block_t){memory, bytes};
-        device->live += bytes;
+        device->blocks[device->block_count++] = (ra_device_block_t){memory, whole(bytes)};
+        device->live += whole(bytes);
         device->peak = ra_max_i64(device->peak, device->live);
     }
     pthread_mutex_unlock(&device->mutex);
@@ -203,8 +275,14 @@ ra_status_t ra_device_memory(ra_device_t *device, ra_device_memory_t *memory)
     pthread_mutex_lock(&device->mutex);
     *memory = (ra_device_memory_t){
         .live = device->live, .peak = device->peak, .used = device->live, .free = INT64_MAX};
+    int64_t idle = device->reserve.bytes - device->reserve.served;
     pthread_mutex_unlock(&device->mutex);
-    return device->counting ? RA_OK : device->ops->look(device, memory);
+    if (!device->counting && device->ops->look != NULL) {
+        RA_TRY(device->ops->look(device, memory));
+        memory->used -= idle;
+        memory->free += idle;
+    }
+    return RA_OK;
 }
 
 void ra_device_reset_peak(ra_device_t *device)

@@ -48,15 +48,27 @@ int ra_device_index(const ra_device_t *device);
 /** Device memory aligned to 64 bytes (256 on a GPU). bytes = 0 gives a valid pointer. Contents are
  * undefined. @retval RA_ERR_NOMEM says what was asked and what was free. */
 ra_status_t ra_device_alloc(ra_device_t *device, int64_t bytes, void **memory_p);
-/** Accepts NULL. On a GPU waits for the device. */
+/** Accepts NULL. On a GPU waits for the device, but for memory of its reserve. */
 void ra_device_free(ra_device_t *device, void *memory);
+/**
+ * Until ra_device_reserve_end(), serve ra_device_alloc() from @a bytes that the device keeps from
+ * one time to the next, and grows when nothing of them is in use; so that work of many small calls
+ * neither asks the driver for its memory each time nor waits for it. Allocations for which they are
+ * too small, or which come when there was no room to grow, are the driver's as ever. Memory served
+ * so is free at once: who frees it has waited for the work that uses it. Several users may overlap,
+ * each with the sum that all of them need. Does nothing on a counting device.
+ */
+void ra_device_reserve_begin(ra_device_t *device, int64_t bytes);
+void ra_device_reserve_end(ra_device_t *device);
 
 /** Bytes. */
 typedef struct ra_device_memory {
-    int64_t live; /**< of ra_device_alloc() on this handle, and streams' workspaces */
+    int64_t live; /**< of ra_device_alloc() on this handle, and streams' workspaces; each in whole
+                       256 bytes */
     int64_t peak; /**< most live since ra_device_reset_peak() */
     int64_t used; /**< on the device, by everybody, as its driver says; CPU, counting: live */
-    int64_t free; /**< INT64_MAX where nobody says: CPU, counting */
+    int64_t free; /**< INT64_MAX where nobody says: CPU, counting. What of the reserve is not in use
+                       counts as free. */
 } ra_device_memory_t;
 ra_status_t ra_device_memory(ra_device_t *device, ra_device_memory_t *memory);
 void ra_device_reset_peak(ra_device_t *device);

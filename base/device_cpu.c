@@ -28,14 +28,6 @@ static void cpu_free(ra_device_t *device, void *memory)
     free(memory);
 }
 
-/* What the host has left depends on what it may take from others: not looked for. */
-static ra_status_t cpu_look(const ra_device_t *device, ra_device_memory_t *memory)
-{
-    (void)device;
-    (void)memory;
-    return RA_OK;
-}
-
 static ra_status_t cpu_open_stream(ra_stream_t *stream)
 {
     (void)stream;
@@ -79,7 +71,6 @@ const ra_device_ops_t ra_device_cpu = {.name = "cpu",
                                        .free = cpu_free,
                                        .alloc_host = cpu_alloc,
                                        .free_host = cpu_free,
-                                       .look = cpu_look,
                                        .open_stream = cpu_open_stream,
                                        .close_stream = cpu_close_stream,
                                        .sync = cpu_sync,

@@ -8,6 +8,8 @@
 #include "base/device.h"
 #include <pthread.h>
 
+enum { RA_DEVICE_ALIGN = 256 };
+
 /** All slots are required but where said. Bytes are >= 0 and were checked. */
 typedef struct ra_device_ops {
     const char *name, *doc;
@@ -18,7 +20,8 @@ typedef struct ra_device_ops {
     void (*free)(ra_device_t *device, void *memory);
     ra_status_t (*alloc_host)(ra_device_t *device, int64_t bytes, void **memory_p);
     void (*free_host)(ra_device_t *device, void *memory);
-    /** Set used and free; live is set. */
+    /** Set used and free; live is set. NULL: nobody says; what the host has left depends on what it
+     * may take from others. */
     ra_status_t (*look)(const ra_device_t *device, ra_device_memory_t *memory);
     /** Fill in the members after `device`. */
     ra_status_t (*open_stream)(ra_stream_t *stream);
@@ -41,6 +44,15 @@ typedef struct ra_device_block {
     int64_t bytes;
 } ra_device_block_t;
 
+/** One allocation from which others are served, one after another; empty again when all of them
+ * were freed. */
+typedef struct ra_device_reserve {
+    char *memory;
+    int64_t bytes, served;
+    int64_t blocks; /**< in use */
+    int users;      /**< between begin and end; 0: nothing is served */
+} ra_device_reserve_t;
+
 struct ra_device {
     const ra_device_ops_t *ops;
     int index;
@@ -52,6 +64,7 @@ struct ra_device {
     int64_t block_count, room;
     int64_t live, peak;
     uintptr_t next_address; /**< counting: of the next block */
+    ra_device_reserve_t reserve;
 };
 
 struct ra_stream {

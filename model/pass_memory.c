@@ -106,6 +106,26 @@ ra_status_t ra_place_memory_refuse(ra_place_memory_t *place, const ra_device_t *
                    mib(room_of(place, limit)), mib(used));
 }
 
+/* Elsewhere memory from the system costs little, and tools that watch it see each block. */
+static bool reserves(const ra_device_t *device)
+{
+    return ra_device_kind(device) == RA_DEVICE_CUDA;
+}
+
+void ra_place_memory_take(ra_place_memory_t *place, ra_device_t *device, bool walk)
+{
+    if (reserves(device)) {
+        ra_device_reserve_begin(device, atomic_load(&place->asked[walk]));
+    }
+}
+
+void ra_place_memory_leave(ra_device_t *device)
+{
+    if (reserves(device)) {
+        ra_device_reserve_end(device);
+    }
+}
+
 /* What was counted had its peak at any time, what was not only grows: code, pools of libraries. */
 ra_status_t ra_place_memory_see(ra_place_memory_t *place, ra_device_t *device)
 {

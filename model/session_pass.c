@@ -13,6 +13,7 @@ typedef struct local_rows {
     float *device_logprob, *device_gap, *device_next;
     ra_local_routing_t routing;
     ra_router_replay_t replay;
+    bool took; /* memory of the device, for all but the host's arrays */
 } local_rows_t;
 
 static void free_local(local_rows_t *local)
@@ -202,13 +203,21 @@ static ra_status_t forward_rank(ra_pass_t *pass, ra_comm_t *comm, ra_stream_t *s
 {
     ra_session_t *session = pass->session;
     ra_place_memory_t *place = &session->memory[ra_comm_rank(comm) % session->places];
+    ra_device_t *device = ra_stream_device(stream);
     ra_forward_t *forward = NULL;
     bool walk = false;
+    ra_status_t status;
 
-    RA_TRY(find_room(pass, comm, ra_stream_device(stream), place, local, &walk));
+    RA_TRY(find_room(pass, comm, device, place, local, &walk));
     ra_trace_follow(stream, ra_comm_rank(comm));
-    RA_TRY(make_forward(pass, comm, stream, walk, local, &forward));
-    ra_status_t status = run_forward(pass, comm, stream, forward, local);
+    ra_place_memory_take(place, device, walk);
+    local->took = true;
+    RA_TRY_GOTO(make_forward(pass, comm, stream, walk, local, &forward), out);
+    RA_TRY_GOTO(run_forward(pass, comm, stream, forward, local), out);
+out:
+    if (status != RA_OK) {
+        ra_stream_sync(stream); /* what was queued may still be reading and writing */
+    }
     ra_forward_destroy(forward);
     return status;
 }
@@ -238,6 +247,9 @@ static ra_status_t rank_body(ra_comm_t *comm, void *arg)
 out:
     ra_trace_settle();
     free_device(ra_stream_device(stream), &local);
+    if (local.took) {
+        ra_place_memory_leave(ra_stream_device(stream));
+    }
     free_local(&local);
     return status;
 }
