@@ -43,12 +43,11 @@ ra_status_t ra_place_memory_ask(ra_place_memory_t *place, const ra_device_t *dev
 ra_status_t ra_place_memory_refuse(ra_place_memory_t *place, const ra_device_t *device,
                                    int64_t limit);
 /**
- * Before a rank takes what it asked for. On a GPU all ranks' parts come from one reserve of the
- * device, which is there for the next pass again: driver calls cost milliseconds a pass.
+ * Before a rank takes what it asked for. All ranks' parts come from one reserve of the device,
+ * which is there for the next pass again: new memory costs milliseconds a pass, calls of the driver
+ * on a GPU, pages on the CPU. ra_device_reserve_end() when the rank has freed all it took.
  */
 void ra_place_memory_take(ra_place_memory_t *place, ra_device_t *device, bool walk);
-/** A rank has freed all it took, and waited for its work before. */
-void ra_place_memory_leave(ra_device_t *device);
 /** A rank has run, and still has all it took. */
 ra_status_t ra_place_memory_see(ra_place_memory_t *place, ra_device_t *device);
 

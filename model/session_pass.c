@@ -248,7 +248,7 @@ out:
     ra_trace_settle();
     free_device(ra_stream_device(stream), &local);
     if (local.took) {
-        ra_place_memory_leave(ra_stream_device(stream));
+        ra_device_reserve_end(ra_stream_device(stream));
     }
     free_local(&local);
     return status;
