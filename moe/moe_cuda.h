@@ -55,11 +55,12 @@ struct ra_moe_cuda_plan {
     int32_t *source;   /**< [S] row of the tokens at hand */
     ra_moe_tile_t *tiles;
     int32_t *tile_count, *scratch;
-    void *inner;                                        /**< [S, width] */
-    void *out;                                          /**< [S, hidden] */
-    void *shared_inner;                                 /**< [T, shared_width] */
-    struct ra_moe_cuda_round round[RA_MOE_CUDA_ROUNDS]; /**< others than the first: with a */
-    struct ra_moe_cuda_lane lane[RA_MOE_CUDA_LANES];    /**< communicator only */
+    void *inner;        /**< [S, width] */
+    void *out;          /**< [S, hidden] */
+    void *shared_inner; /**< [T, shared_width] */
+    /* Without a communicator only the first of each. */
+    struct ra_moe_cuda_round round[RA_MOE_CUDA_ROUNDS];
+    struct ra_moe_cuda_lane lane[RA_MOE_CUDA_LANES];
     int64_t sorted_rows, max_tiles;
 
     /* With a communicator only. P = ranks. */
