@@ -3,6 +3,7 @@
  * what queues them (moe_cuda.c, moe_exchange_cuda.c) runs on the CPU device: rounds, buffers and
  * transfers are the GPU's own, and thread sanitisers see them.
  */
+#include "tests/moe/cuda_steps_double.h"
 #include "base/device_cuda.h"
 #include "base/dtype.h"
 #include "moe/exchange_cuda.h"
@@ -10,6 +11,8 @@
 #include "moe/moe.h"
 #include <math.h>
 #include <string.h>
+
+atomic_int cuda_double_products_left = -1;
 
 struct CUstream_st *ra_stream_cuda(const ra_stream_t *stream)
 {
@@ -136,6 +139,10 @@ static void product_row(const ra_moe_cuda_gemm_t *call, int64_t row, int64_t gro
 ra_status_t ra_moe_cuda_gemm(const ra_moe_cuda_gemm_t *call, struct CUstream_st *stream)
 {
     (void)stream;
+    if (atomic_load(&cuda_double_products_left) >= 0 &&
+        atomic_fetch_sub(&cuda_double_products_left, 1) == 0) {
+        return ra_fail(RA_ERR_DEVICE, "moe", "a product failed");
+    }
     for (int64_t r = 0; call->tiles == NULL && r < call->x_rows; r++) {
         product_row(call, r, 0);
     }

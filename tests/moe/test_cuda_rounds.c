@@ -1,4 +1,5 @@
 /* Rounds of the layer for CUDA devices over ranks, with cuda_steps_double.c in place of kernels. */
+#include "tests/moe/cuda_steps_double.h"
 #include "tests/moe/moe_call.h"
 
 static const ra_moe_shape_t shapes[] = {
@@ -45,12 +46,42 @@ static void ranks_without_experts_take_part(void **unused)
     moe_check_split(&shape, &(moe_split_t){.ranks = 7, .rows = 60, .tile_rows = 3, .forced = true});
 }
 
+static ra_status_t run_rank(ra_comm_t *comm, void *arg)
+{
+    moe_call_t call = moe_call_make(arg, false, RA_F32, 40, 1);
+    call.tile_rows = 24;
+    ra_status_t status = moe_call_run(&call, comm);
+    moe_call_free(&call);
+    return status;
+}
+
+/* Wherever a rank stops, the others end too, and nothing is left in flight. */
+static void a_failing_rank_ends_all(void **unused)
+{
+    (void)unused;
+    moe_layer_t *layer = moe_usual_layer(&shapes[0], false);
+    int failed = 0;
+    for (int left = 0;; left++) {
+        atomic_store(&cuda_double_products_left, left);
+        ra_status_t status = ra_ranks_run("local", 3, run_rank, layer);
+        bool reached = atomic_exchange(&cuda_double_products_left, -1) < 0;
+        assert_int_equal(status, reached ? RA_ERR_DEVICE : RA_OK);
+        if (!reached) {
+            break;
+        }
+        failed++;
+    }
+    assert_true(failed > 3 * 4 * 5); /* 3 ranks, 5 rounds of at least 4 products */
+    moe_layer_destroy(layer);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(forward_equals_the_dense_loop),
         cmocka_unit_test(splitting_experts_over_ranks_keeps_the_bits),
         cmocka_unit_test(ranks_without_experts_take_part),
+        cmocka_unit_test(a_failing_rank_ends_all),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
