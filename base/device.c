@@ -185,7 +185,7 @@ static void *serve(ra_device_t *device, int64_t bytes)
 }
 
 /* @return whether it came from there. */
-static bool serve_again(ra_device_t *device, const char *memory)
+static bool take_back(ra_device_t *device, const char *memory)
 {
     ra_device_reserve_t *reserve = &device->reserve;
     pthread_mutex_lock(&device->mutex);
@@ -210,7 +210,7 @@ static ra_status_t give_memory(ra_device_t *device, int64_t bytes, void **memory
 
 static void take_memory(ra_device_t *device, void *memory)
 {
-    if (!device->counting && !serve_again(device, memory)) {
+    if (!device->counting && !take_back(device, memory)) {
         device->ops->free(device, memory);
     }
 }

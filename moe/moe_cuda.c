@@ -11,11 +11,6 @@
  * are read once for them. */
 enum { DEFAULT_TILE_ROWS = 32768, CONVERT_CHUNK = 1 << 20 };
 
-static int64_t element_of(ra_dtype_t dtype)
-{
-    return dtype == RA_F32 ? 4 : 2;
-}
-
 /* ---- weights ------------------------------------------------------------------------------- */
 
 static float element_at(const ra_tensor_t *tensor, int64_t i)
@@ -28,7 +23,7 @@ static float element_at(const ra_tensor_t *tensor, int64_t i)
 static ra_status_t upload(ra_stream_t *stream, const ra_tensor_t *from, ra_dtype_t dtype,
                           void *staging, char *to)
 {
-    const int64_t count = ra_tensor_count(from), element = element_of(dtype);
+    const int64_t count = ra_tensor_count(from), element = ra_dtype_bytes(dtype);
     if (from->dtype == dtype) {
         return ra_stream_copy(stream, to, from->data, count * element);
     }
@@ -71,7 +66,7 @@ static ra_status_t upload_all(const ra_moe_tensors_t *from, ra_stream_t *stream,
 {
     struct ra_moe_cuda_weights *cuda = to->cuda;
     const ra_moe_shape_t *shape = &to->shape;
-    const int64_t element = element_of(to->x_dtype);
+    const int64_t element = ra_dtype_bytes(to->x_dtype);
     const int64_t expert = shape->expert_width * shape->hidden * element;
     const int64_t shared = shape->shared_width * shape->hidden * element;
     if (cuda->router_parts > 1) {
@@ -103,7 +98,7 @@ static ra_status_t prepare(const ra_gemm_kernel_t *kernel, const ra_moe_tensors_
 {
     (void)kernel;
     const ra_moe_shape_t *shape = &weights->shape;
-    const int64_t held = weights->last - weights->first, element = element_of(weights->x_dtype);
+    const int64_t held = weights->last - weights->first, element = ra_dtype_bytes(weights->x_dtype);
     const int32_t parts = tensors->router.dtype == RA_F32 && weights->x_dtype == RA_BF16 ? 3 : 1;
     const ra_moe_buffer_t buffers[] = {
         {WEIGHT(router), shape->router.experts, parts * shape->hidden, element},
@@ -149,7 +144,7 @@ static ra_status_t allocate(ra_moe_plan_t *plan)
 {
     const ra_moe_shape_t *shape = &plan->shape;
     const int64_t tile = plan->tile_rows, k = shape->router.top_k, hidden = shape->hidden;
-    const int64_t act = element_of(plan->x_dtype), index = sizeof(int32_t);
+    const int64_t act = ra_dtype_bytes(plan->x_dtype), index = sizeof(int32_t);
     const int64_t ranks = plan->comm != NULL ? plan->ranks : 0; /* 0: no exchange buffers */
     const int64_t mine = plan->comm != NULL ? tile : 0, at_hand = tile * plan->ranks;
     const int64_t leaving = mine * ra_min_i64(plan->ranks, k);
@@ -225,7 +220,7 @@ ra_status_t ra_moe_cuda_run_experts(ra_moe_plan_t *plan, const ra_moe_weights_t 
 {
     struct ra_moe_cuda_plan *cuda = plan->cuda;
     const ra_moe_shape_t *shape = &plan->shape;
-    const int64_t expert = shape->expert_width * shape->hidden * element_of(plan->x_dtype);
+    const int64_t expert = shape->expert_width * shape->hidden * ra_dtype_bytes(plan->x_dtype);
     const int64_t skipped = plan->first - weights->first;
     const ra_moe_cuda_sort_t sort = {.expert = tokens.expert,
                                      .rows = tokens.rows,
@@ -339,19 +334,23 @@ static ra_status_t route(ra_moe_plan_t *plan, const ra_moe_args_t *args, const v
 static ra_moe_cuda_tokens_t home_of(const ra_moe_plan_t *plan, const ra_moe_args_t *args,
                                     const struct ra_moe_cuda_round *round)
 {
-    const int64_t at = round->row * args->x_stride * element_of(plan->x_dtype);
+    const int64_t at = round->row * args->x_stride * ra_dtype_bytes(plan->x_dtype);
     return (ra_moe_cuda_tokens_t){.x = round->rows > 0 ? (const char *)args->x + at : NULL,
                                   .rows = round->rows,
                                   .x_stride = args->x_stride,
                                   .expert = plan->cuda->expert};
 }
 
-static struct ra_moe_cuda_round *begin_round(ra_moe_plan_t *plan, const ra_moe_args_t *args,
-                                             int64_t i)
+static struct ra_moe_cuda_round *round_of(const ra_moe_plan_t *plan, int64_t i)
 {
-    struct ra_moe_cuda_plan *cuda = plan->cuda;
-    struct ra_moe_cuda_round *round = &cuda->round[plan->comm != NULL ? i % RA_MOE_CUDA_ROUNDS : 0];
-    round->lane = &cuda->lane[plan->comm != NULL ? i % RA_MOE_CUDA_LANES : 0];
+    return &plan->cuda->round[plan->comm != NULL ? i % RA_MOE_CUDA_ROUNDS : 0];
+}
+
+static const struct ra_moe_cuda_round *begin_round(const ra_moe_plan_t *plan,
+                                                   const ra_moe_args_t *args, int64_t i)
+{
+    struct ra_moe_cuda_round *round = round_of(plan, i);
+    round->lane = &plan->cuda->lane[plan->comm != NULL ? i % RA_MOE_CUDA_LANES : 0];
     round->row = i * plan->tile_rows;
     round->rows = ra_min_i64(ra_max_i64(args->rows - round->row, 0), plan->tile_rows);
     return round;
@@ -413,26 +412,23 @@ static ra_status_t pack(ra_moe_plan_t *plan, const ra_moe_args_t *args, int64_t 
 static ra_status_t run_over_ranks(ra_moe_plan_t *plan, const ra_moe_args_t *args, int64_t rounds,
                                   ra_stream_t *stream)
 {
-    struct ra_moe_cuda_round *round = plan->cuda->round;
     for (int64_t i = -1; i <= rounds; i++) {
-        const int64_t before = (i + RA_MOE_CUDA_ROUNDS - 1) % RA_MOE_CUDA_ROUNDS;
-        const int64_t now = (before + 1) % RA_MOE_CUDA_ROUNDS;
-        const int64_t after = (now + 1) % RA_MOE_CUDA_ROUNDS;
-        if (i + 1 < rounds) {
+        const bool packs = i + 1 < rounds, runs = i >= 0 && i<rounds, ends = i> 0;
+        if (packs) {
             RA_TRY(pack(plan, args, i + 1, stream));
         }
-        if (i >= 0 && i < rounds) {
-            RA_TRY(run_shared(plan, args, &round[now], stream));
+        if (runs) {
+            RA_TRY(run_shared(plan, args, round_of(plan, i), stream));
         }
-        if (i + 1 < rounds) {
-            RA_TRY(ra_moe_cuda_exchange_send(plan, &round[after], stream));
+        if (packs) {
+            RA_TRY(ra_moe_cuda_exchange_send(plan, round_of(plan, i + 1), stream));
         }
-        if (i >= 0 && i < rounds) {
-            RA_TRY(ra_moe_cuda_exchange_run(plan, args->weights, &round[now], stream));
+        if (runs) {
+            RA_TRY(ra_moe_cuda_exchange_run(plan, args->weights, round_of(plan, i), stream));
         }
-        if (i > 0) {
-            RA_TRY(ra_moe_cuda_exchange_end(plan, &round[before]));
-            RA_TRY(combine(plan, args, &round[before], stream));
+        if (ends) {
+            RA_TRY(ra_moe_cuda_exchange_end(plan, round_of(plan, i - 1)));
+            RA_TRY(combine(plan, args, round_of(plan, i - 1), stream));
         }
     }
     return RA_OK;

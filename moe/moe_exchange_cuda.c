@@ -61,7 +61,7 @@ static int add_transfers(const ra_moe_plan_t *plan, const struct ra_moe_cuda_rou
 
 static int64_t row_bytes_of(const ra_moe_plan_t *plan)
 {
-    return plan->shape.hidden * (plan->x_dtype == RA_F32 ? 4 : 2);
+    return plan->shape.hidden * ra_dtype_bytes(plan->x_dtype);
 }
 
 static ra_moe_cuda_visits_t visits_of(const ra_moe_plan_t *plan, const int32_t *expert,

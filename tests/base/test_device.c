@@ -50,6 +50,7 @@ static void a_device_counts_what_it_gave(void **state)
     for (int i = 0; i < 1000; i++) {
         many[i] = alloc(device, i);
     }
+    /* 0 to 256 bytes take 256, 257 to 512 take 512, ... */
     assert_int_equal(look(device).live, (257 + 2 * 256 + 3 * 256 + 4 * 231) * 256);
     for (int i = 0; i < 1000; i++) {
         ra_device_free(device, many[(i * 7) % 1000]);

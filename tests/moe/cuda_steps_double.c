@@ -201,7 +201,7 @@ ra_status_t ra_moe_cuda_visits(const ra_moe_cuda_visits_t *visits, struct CUstre
 
 static int64_t bytes_of(ra_dtype_t dtype, int64_t count)
 {
-    return count * (dtype == RA_F32 ? 4 : 2);
+    return count * ra_dtype_bytes(dtype);
 }
 
 ra_status_t ra_moe_cuda_pack(const ra_moe_cuda_visits_t *visits, ra_dtype_t dtype, const void *x,
