@@ -272,7 +272,6 @@ __device__ __forceinline__ void summarise(const params_t &p, unsigned char *base
         issue_state<C>(s, decayed, stage + C::K);
         ra_wgmma_wait<0>();
         ra_regs_pin(s);
-        __syncwarp(); /* every lane has read v: one of them says so */
         ra_slot_release(ra_smem_addr(&control->empty[slot.index]));
         slot.next();
         if (step.n_flags & STEP_LAST)

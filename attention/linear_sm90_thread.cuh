@@ -82,10 +82,13 @@ __device__ __forceinline__ void store_state(float *out, int value, const thread_
     }
 }
 
-/* Rows of k and v behind the last token may hold anything; they count as zero. */
+/* Rows of k and v behind the last token may hold anything; they count as zero. The barrier in front
+ * orders nothing that the stage's own barriers leave open; racecheck does not see that a lane which
+ * gives a stage back speaks for its warp. */
 template <class C>
 __device__ __forceinline__ void clear_tail(unsigned char *stage, int n, int thread)
 {
+    ra_bar_sync(1, 128 * C::WG);
     const int lines = (CHUNK - n) * 8;
     for (int i = thread; i < 2 * C::BOXES * lines; i += 128 * C::WG) {
         const int box = i / lines, line = i - box * lines;
