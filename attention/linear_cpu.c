@@ -17,7 +17,6 @@ RA_ISA_TABLE(ra_linear_task_func_t, ra_linear_task);
 enum {
     TASK_STATE = 64 << 10, /* floats of states that a task may keep */
     MAX_TASK_HEADS = 16,
-    TASKS_A_THREAD = 2,
 };
 
 typedef struct job {
@@ -56,12 +55,15 @@ static void task(void *arg, int64_t index)
     }
 }
 
-/* As many as share a task while every thread has some tasks. */
+/*
+ * As many as share a task while every thread has one, or two where segments differ in length:
+ * neighbouring heads share pages and cache lines that are fetched ahead.
+ */
 static int64_t heads_of_task(const ra_linear_args_t *args, int64_t threads)
 {
     int64_t state = (int64_t)args->key_dim * args->value_dim;
     int64_t heads = ra_min_i64(ra_min_i64(TASK_STATE / state, MAX_TASK_HEADS), args->heads);
-    int64_t wanted = threads > 1 ? threads * TASKS_A_THREAD : 1;
+    int64_t wanted = threads > 1 && args->segment_count > 1 ? 2 * threads : threads;
     while (heads > 1 && args->segment_count * ra_ceil_div(args->heads, heads) < wanted) {
         heads--;
     }
