@@ -10,7 +10,7 @@ struct ra_softmax_tiles {
     ra_softmax_tile_t *tiles;
     ra_softmax_segment_t *segments;
     int64_t segment_count, segment_room;
-    int32_t *run_end; /* [keys] last key of the run of consecutive positions that key j is in */
+    int32_t *run_end; /* [keys] last key of consecutive positions from key j on; of keys in spans */
     int searches;
     unsigned char *data;
 };
@@ -143,19 +143,28 @@ static ra_status_t fold_spans(ra_softmax_tiles_t *tiles, const ra_softmax_block_
     return RA_OK;
 }
 
+/* The keys of all spans lie in [begin, end). */
+static ra_key_span_t hull_of_spans(const ra_softmax_block_t *block)
+{
+    int64_t begin = block->keys, end = 0;
+    for (int64_t g = 0; g < block->group_count; g++) {
+        const ra_row_group_t *group = &block->groups[g];
+        for (int64_t s = group->span_begin; s < group->span_begin + group->span_count; s++) {
+            const ra_key_span_t *span = &block->spans[s];
+            if (span->key_count > 0) {
+                begin = ra_min_i64(begin, span->key_begin);
+                end = ra_max_i64(end, span->key_begin + span->key_count);
+            }
+        }
+    }
+    return (ra_key_span_t){begin, ra_max_i64(end - begin, 0)};
+}
+
 static ra_status_t check_block(const ra_softmax_block_t *block)
 {
     if (block->rows > INT32_MAX || block->keys > INT32_MAX) {
         return ra_fail(RA_ERR_UNSUPPORTED, subsystem, "%lld rows or %lld keys pass 2^31",
                        (long long)block->rows, (long long)block->keys);
-    }
-    for (int64_t j = 0; j < block->keys; j++) {
-        if (block->mask.key_pos[j] < 0 || block->mask.key_pos[j] >= INT32_MAX) {
-            return ra_fail(RA_ERR_UNSUPPORTED, subsystem,
-                           "position %lld of key %lld is outside "
-                           "[0, 2^31 - 1)",
-                           (long long)block->mask.key_pos[j], (long long)j);
-        }
     }
     for (int64_t g = 0; g < block->group_count; g++) {
         const ra_row_group_t *group = &block->groups[g];
@@ -171,6 +180,19 @@ static ra_status_t check_block(const ra_softmax_block_t *block)
                 return ra_fail(RA_ERR_SHAPE, subsystem, "span %lld leaves the block",
                                (long long)(group->span_begin + s));
             }
+        }
+    }
+    return RA_OK;
+}
+
+static ra_status_t check_positions(const int64_t *key_pos, ra_key_span_t keys)
+{
+    for (int64_t j = keys.key_begin; j < keys.key_begin + keys.key_count; j++) {
+        if (key_pos[j] < 0 || key_pos[j] >= INT32_MAX) {
+            return ra_fail(RA_ERR_UNSUPPORTED, subsystem,
+                           "position %lld of key %lld is outside "
+                           "[0, 2^31 - 1)",
+                           (long long)key_pos[j], (long long)j);
         }
     }
     return RA_OK;
@@ -244,7 +266,7 @@ static ra_status_t pack(ra_softmax_tiles_t *tiles, const ra_softmax_block_t *blo
         interval[2 * r + 1] = clamp_i32(block->mask.row_hi[r]);
     }
     for (int64_t j = 0; tiles->searches && j < block->keys; j++) {
-        ((int32_t *)(tiles->data + layout->key_pos))[j] = (int32_t)block->mask.key_pos[j];
+        ((int32_t *)(tiles->data + layout->key_pos))[j] = clamp_i32(block->mask.key_pos[j]);
     }
     return RA_OK;
 }
@@ -252,6 +274,9 @@ static ra_status_t pack(ra_softmax_tiles_t *tiles, const ra_softmax_block_t *blo
 static ra_status_t build(ra_softmax_tiles_t *tiles, const ra_softmax_block_t *block, int merge)
 {
     const int64_t *key_pos = block->mask.key_pos;
+    const ra_key_span_t keys = hull_of_spans(block);
+    const int64_t keys_end = keys.key_begin + keys.key_count;
+    RA_TRY(check_positions(key_pos, keys));
     for (int64_t g = 0; g < block->group_count; g++) {
         int64_t bm = tiles->layout.tile_rows;
         tiles->layout.tile_count += (block->groups[g].row_count + bm - 1) / bm;
@@ -262,8 +287,8 @@ static ra_status_t build(ra_softmax_tiles_t *tiles, const ra_softmax_block_t *bl
         return ra_fail(RA_ERR_NOMEM, subsystem, "tile list of %lld rows and %lld keys does not fit",
                        (long long)block->rows, (long long)block->keys);
     }
-    for (int64_t j = block->keys - 1; j >= 0; j--) {
-        int goes_on = j + 1 < block->keys && key_pos[j + 1] == key_pos[j] + 1;
+    for (int64_t j = keys_end - 1; j >= keys.key_begin; j--) {
+        int goes_on = j + 1 < keys_end && key_pos[j + 1] == key_pos[j] + 1;
         tiles->run_end[j] = goes_on ? tiles->run_end[j + 1] : (int32_t)j;
     }
     RA_TRY(cut_groups(tiles, block, merge));

@@ -15,6 +15,14 @@
 /* Left free beside transfers that are kernels: as many thread blocks as comm/ gives to NCCL. */
 enum { TRANSFER_PROCESSORS = 16 };
 
+/*
+ * Keys of a launch where documents are long: keys and values of a head of 128 are 32 MiB then,
+ * which stay in the L2. Up to LONG_KEYS one rank's multiprocessors keep together by themselves, as
+ * each row begins at its own key; those of several ranks, whose rows see whole runs, up to half of
+ * it.
+ */
+enum { PART_KEYS = 1 << 16, LONG_KEYS = 1 << 20 };
+
 struct ra_softmax_ring {
     ra_comm_t *comm;     /* borrowed */
     ra_stream_t *stream; /* borrowed */
@@ -183,6 +191,26 @@ static ra_status_t create_gather(ra_softmax_ring_t *plan)
                                &plan->gather);
 }
 
+/* Keys of a launch; 0: all. One rank has no state in memory otherwise, so none to save memory. */
+static int64_t part_keys(const ra_softmax_ring_t *plan)
+{
+    const ra_softmax_ring_params_t *params = &plan->params;
+    const ra_layout_t *layout = params->layout;
+    bool alone = layout->ranks == 1 && params->prefix == NULL;
+    int64_t longest = 0;
+    if (params->reproducible || params->window > 0 || (alone && params->walk)) {
+        return 0;
+    }
+    if (params->part_keys > 0) {
+        return params->part_keys;
+    }
+    for (int64_t d = 0; d < layout->document_count; d++) {
+        const ra_document_t *document = &layout->documents[d];
+        longest = ra_max_i64(longest, document->first + document->count);
+    }
+    return longest > (alone ? LONG_KEYS : LONG_KEYS / 2) ? PART_KEYS : 0;
+}
+
 /* The folds of a call in their order, which is that of the walks below. */
 static ra_status_t create_stages(ra_softmax_ring_t *plan)
 {
@@ -209,8 +237,9 @@ static ra_status_t create_stages(ra_softmax_ring_t *plan)
         visits[count++] = (ra_softmax_visit_t){RA_STAGE_PREFIX, plan->prefix_stops[i].rank};
     }
     ra_softmax_block_t shape = shape_of(plan);
-    ra_status_t status = ra_softmax_stages_create(plan->kernel, &shape, plan->schedule, visits,
-                                                  count, plan->stream, &plan->stages);
+    ra_status_t status =
+        ra_softmax_stages_create(plan->kernel, &shape, plan->schedule, visits, count,
+                                 part_keys(plan), plan->stream, &plan->stages);
     free(visits);
     return status;
 }

@@ -19,7 +19,8 @@
  * is one kernel that reads io->kv in place. Several ranks without window, prefix and `reproducible`
  * gather instead of going round (ring/kv_gather.h), as long as every rank has room for it: where
  * copy engines bring the keys, one kernel walks all keys as they arrive; elsewhere one kernel folds
- * the rank's own keys while the others come, and a second one those.
+ * the rank's own keys while the others come, and a second one those. Long documents are folded
+ * some keys a launch with the state in memory (ring/softmax_stages.h).
  *
  * Numerics  fp32 sums and states (GPUs: softmax_cuda.h). A row's bits depend on its own document,
  * the rank count and the layout kind, and never on other documents. With `reproducible` (contiguous
@@ -53,6 +54,9 @@ typedef struct ra_softmax_ring_params {
     ra_dtype_t dtype;   /**< of q, k, v and o: F32, on a GPU also BF16 */
     /** GPUs: blocks go round even where there is room for all keys that a rank needs. */
     bool walk;
+    /** GPUs, neither window nor `reproducible`: keys that a launch takes at most; 0: chosen, which
+     * is all of them but for documents of more than half a million tokens. */
+    int64_t part_keys;
 } ra_softmax_ring_params_t;
 
 /** One call's tensors on the stream's device. R = layout->rows[rank]; P = prefix rows. */

@@ -2,6 +2,7 @@
 
 #include "base/checked.h"
 #include <stdlib.h>
+#include <string.h>
 
 static int64_t tiles_of_rank(const ra_layout_t *layout, int rank)
 {
@@ -71,13 +72,16 @@ ra_status_t ra_softmax_schedule_create(const ra_softmax_schedule_params_t *param
         /* twice: covering puts one more between each two and at the ends */
         schedule->groups = calloc(2 * (size_t)groups + 2, sizeof(ra_row_group_t));
         schedule->spans = calloc((size_t)spans + 1, sizeof(ra_key_span_t));
+        schedule->whole_groups = calloc((size_t)groups + 1, sizeof(ra_row_group_t));
+        schedule->whole_spans = calloc((size_t)spans + 1, sizeof(ra_key_span_t));
         schedule->first_of = calloc((size_t)layout->document_count + 1, sizeof(int64_t));
         schedule->next_of = calloc(
             params->gather != NULL ? (size_t)params->gather->run_count + 1 : 1, sizeof(int64_t));
     }
     if (schedule == NULL || schedule->base == NULL || schedule->row_lo == NULL ||
         schedule->row_hi == NULL || schedule->key_pos == NULL || schedule->groups == NULL ||
-        schedule->spans == NULL || schedule->first_of == NULL || schedule->next_of == NULL) {
+        schedule->spans == NULL || schedule->whole_groups == NULL ||
+        schedule->whole_spans == NULL || schedule->first_of == NULL || schedule->next_of == NULL) {
         ra_softmax_schedule_destroy(schedule);
         return ra_fail(RA_ERR_NOMEM, "ring", "cannot allocate a schedule of %lld rows",
                        (long long)rows);
@@ -98,6 +102,8 @@ void ra_softmax_schedule_destroy(ra_softmax_schedule_t *schedule)
     free(schedule->key_pos);
     free(schedule->groups);
     free(schedule->spans);
+    free(schedule->whole_groups);
+    free(schedule->whole_spans);
     free(schedule->first_of);
     free(schedule->next_of);
     free(schedule);
@@ -116,6 +122,7 @@ static void begin_block(ra_softmax_schedule_t *schedule, int64_t keys)
 {
     schedule->keys = keys;
     schedule->group_count = schedule->span_count = 0;
+    schedule->whole_group_count = -1;
 }
 
 static void add_group(ra_softmax_schedule_t *schedule, int64_t row, int64_t rows, int64_t span,
@@ -292,6 +299,75 @@ void ra_softmax_schedule_gathered(ra_softmax_schedule_t *schedule)
         }
         add_group(schedule, runs[i].local, runs[i].count, spans, schedule->span_count - spans);
     }
+}
+
+/* Clip the spans of @a group. @return whether keys are left, from @a lowest to @a highest. */
+static bool clip_spans(ra_softmax_schedule_t *schedule, const ra_row_group_t *group, int64_t begin,
+                       int64_t end, int64_t *lowest, int64_t *highest)
+{
+    *lowest = INT64_MAX;
+    *highest = INT64_MIN;
+    for (int64_t s = group->span_begin; s < group->span_begin + group->span_count; s++) {
+        ra_key_span_t *span = &schedule->spans[s];
+        int64_t from = ra_max_i64(span->key_begin, begin);
+        int64_t to = ra_min_i64(span->key_begin + span->key_count, end);
+        if (from >= to) {
+            span->key_count = 0;
+            continue;
+        }
+        *span = (ra_key_span_t){from, to - from};
+        *lowest = ra_min_i64(*lowest, schedule->key_pos[from]);
+        *highest = ra_max_i64(*highest, schedule->key_pos[to - 1]);
+    }
+    return *lowest <= *highest;
+}
+
+static void copy_lists(const ra_row_group_t *groups, int64_t group_count,
+                       const ra_key_span_t *spans, int64_t span_count, ra_row_group_t *to_groups,
+                       ra_key_span_t *to_spans)
+{
+    memcpy(to_groups, groups, (size_t)group_count * sizeof(*groups));
+    memcpy(to_spans, spans, (size_t)span_count * sizeof(*spans));
+}
+
+/* Keep the whole block's lists when it is clipped first, bring them back later. */
+static void begin_clip(ra_softmax_schedule_t *schedule)
+{
+    if (schedule->whole_group_count < 0) {
+        schedule->whole_group_count = schedule->group_count;
+        copy_lists(schedule->groups, schedule->group_count, schedule->spans, schedule->span_count,
+                   schedule->whole_groups, schedule->whole_spans);
+    } else {
+        schedule->group_count = schedule->whole_group_count;
+        copy_lists(schedule->whole_groups, schedule->group_count, schedule->whole_spans,
+                   schedule->span_count, schedule->groups, schedule->spans);
+    }
+}
+
+/* Rows of a group are of one run, so their intervals ascend. */
+void ra_softmax_schedule_clip(ra_softmax_schedule_t *schedule, int64_t begin, int64_t end)
+{
+    int64_t kept = 0;
+    begin_clip(schedule);
+    for (int64_t g = 0; g < schedule->group_count; g++) {
+        ra_row_group_t group = schedule->groups[g];
+        int64_t lowest, highest, first = group.row_begin, last = first + group.row_count;
+        if (!clip_spans(schedule, &group, begin, end, &lowest, &highest)) {
+            continue;
+        }
+        while (first < last && schedule->row_hi[first] <= lowest) {
+            first++;
+        }
+        while (first < last && schedule->row_lo[last - 1] > highest) {
+            last--;
+        }
+        group.row_begin = first;
+        group.row_count = last - first;
+        if (group.row_count > 0) {
+            schedule->groups[kept++] = group;
+        }
+    }
+    schedule->group_count = kept;
 }
 
 void ra_softmax_schedule_cover(ra_softmax_schedule_t *schedule)

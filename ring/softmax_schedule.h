@@ -39,6 +39,10 @@ typedef struct ra_softmax_schedule {
     int64_t group_count;
     ra_key_span_t *spans;
     int64_t span_count;
+    /** What clipping starts from. */
+    ra_row_group_t *whole_groups;
+    ra_key_span_t *whole_spans;
+    int64_t whole_group_count;   /**< -1: not clipped yet */
     int64_t *first_of, *next_of; /**< gathered: first run of each document, the one after each */
 } ra_softmax_schedule_t;
 
@@ -54,6 +58,9 @@ void ra_softmax_schedule_halo(ra_softmax_schedule_t *schedule);
 
 /** Fill in for the gathered rows: section after section, which is how they arrive. */
 void ra_softmax_schedule_gathered(ra_softmax_schedule_t *schedule);
+/** Keep only keys [begin, end) of the whole block, and of each group the rows that see some of
+ * them. Not for `reproducible`, whose groups share spans. */
+void ra_softmax_schedule_clip(ra_softmax_schedule_t *schedule, int64_t begin, int64_t end);
 /** Add groups without spans for the rows in none, so that a fold reaches every row. */
 void ra_softmax_schedule_cover(ra_softmax_schedule_t *schedule);
 

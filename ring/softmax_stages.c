@@ -1,5 +1,6 @@
 #include "ring/softmax_stages.h"
 
+#include "base/checked.h"
 #include <stdlib.h>
 
 void ra_softmax_visit_schedule(ra_softmax_schedule_t *schedule, ra_softmax_visit_t visit)
@@ -13,48 +14,143 @@ void ra_softmax_visit_schedule(ra_softmax_schedule_t *schedule, ra_softmax_visit
     }
 }
 
+/* Keys [begin, end) of a stage. */
+typedef struct stage_part {
+    int stage;
+    int64_t begin, end;
+} stage_part_t;
+
 /* Scratch of making the stages. */
 typedef struct stage_rows {
     const ra_softmax_kernel_t *kernel;
     const ra_softmax_block_t *shape;
+    const ra_softmax_visit_t *visits;
     ra_softmax_schedule_t *schedule;
     int64_t rows;
-    int32_t *first, *last;  /* [rows] stage of each row */
+    stage_part_t *parts;
+    int part_count;
+    int32_t *first, *last;  /* [rows] part of each row */
     ra_row_group_t *groups; /* of one launch */
     int64_t group_room;
 } stage_rows_t;
 
 enum { STAGE_FRESH = 1, STAGE_OUT = 2, STAGE_KINDS = 4 };
 
-/* How stage @a i treats a row. */
-static int kind_of(const stage_rows_t *scratch, int64_t row, int i)
+/* Rows of keys of a stage. */
+static int64_t keys_of(const stage_rows_t *scratch, ra_softmax_visit_t visit)
 {
-    return (scratch->first[row] == i ? STAGE_FRESH : 0) | (scratch->last[row] == i ? STAGE_OUT : 0);
+    const ra_softmax_schedule_params_t *params = &scratch->schedule->params;
+    switch (visit.source) {
+    case RA_STAGE_GATHERED:
+        return params->gather->rows;
+    case RA_STAGE_HALO:
+        return params->halo_rows;
+    case RA_STAGE_PREFIX:
+        return params->prefix->rows[visit.owner];
+    default:
+        return params->layout->rows[visit.owner];
+    }
 }
 
-static void visit(stage_rows_t *scratch, const ra_softmax_visit_t *visits, int i)
+/* Where the section that begins at row @a begin of a stage's keys ends. */
+static int64_t section_end(const stage_rows_t *scratch, ra_softmax_visit_t visit, int64_t begin)
 {
-    ra_softmax_visit_schedule(scratch->schedule, visits[i]);
-    if (i == 0) {
+    const ra_kv_gather_t *gather = scratch->schedule->params.gather;
+    int64_t runs = visit.source == RA_STAGE_GATHERED ? gather->run_count : 0;
+    for (int64_t i = 1; i < runs; i++) {
+        if (gather->runs[i].row > begin && gather->runs[i].section != gather->runs[i - 1].section) {
+            return gather->runs[i].row;
+        }
+    }
+    return keys_of(scratch, visit);
+}
+
+/* Cut the keys of all stages; one part at least each. */
+static ra_status_t cut_parts(stage_rows_t *scratch, int count, int64_t part_keys)
+{
+    int64_t room = 0;
+    for (int i = 0; i < count; i++) {
+        int64_t sections = scratch->schedule->params.layout->ranks;
+        int64_t keys = keys_of(scratch, scratch->visits[i]);
+        room += 1 + (part_keys > 0 ? keys / part_keys + sections : 0);
+    }
+    scratch->parts = calloc((size_t)room + 1, sizeof(*scratch->parts));
+    if (scratch->parts == NULL) {
+        return ra_fail(RA_ERR_NOMEM, "ring", "cannot allocate %lld parts", (long long)room);
+    }
+    for (int i = 0; i < count; i++) {
+        int64_t keys = keys_of(scratch, scratch->visits[i]), begin = 0;
+        if (part_keys == 0 || keys == 0) {
+            scratch->parts[scratch->part_count++] = (stage_part_t){i, 0, keys};
+        }
+        while (part_keys > 0 && begin < keys) {
+            int64_t end = section_end(scratch, scratch->visits[i], begin);
+            for (int64_t to = end; to > begin; to -= part_keys) {
+                scratch->parts[scratch->part_count++] =
+                    (stage_part_t){i, ra_max_i64(begin, to - part_keys), to};
+            }
+            begin = end;
+        }
+    }
+    return RA_OK;
+}
+
+static void schedule_part(stage_rows_t *scratch, int p)
+{
+    const stage_part_t *part = &scratch->parts[p];
+    if (p == 0 || part[-1].stage != part->stage) {
+        ra_softmax_visit_schedule(scratch->schedule, scratch->visits[part->stage]);
+    }
+    if (part->end - part->begin < scratch->schedule->keys) {
+        ra_softmax_schedule_clip(scratch->schedule, part->begin, part->end);
+    }
+    if (p == 0) {
         ra_softmax_schedule_cover(scratch->schedule); /* rows that see nothing are written too */
     }
 }
 
-static void note_stages(stage_rows_t *scratch, const ra_softmax_visit_t *visits, int count)
+static void note_rows(stage_rows_t *scratch, int p, const ra_row_group_t *group)
 {
+    for (int64_t r = group->row_begin; r < group->row_begin + group->row_count; r++) {
+        scratch->first[r] = scratch->first[r] < 0 ? p : scratch->first[r];
+        scratch->last[r] = p;
+    }
+}
+
+static ra_status_t note_parts(stage_rows_t *scratch)
+{
+    scratch->first = malloc((size_t)(scratch->rows + 1) * sizeof(int32_t));
+    scratch->last = malloc((size_t)(scratch->rows + 1) * sizeof(int32_t));
+    if (scratch->first == NULL || scratch->last == NULL) {
+        return ra_fail(RA_ERR_NOMEM, "ring", "cannot allocate the stages of %lld rows",
+                       (long long)scratch->rows);
+    }
     for (int64_t r = 0; r < scratch->rows; r++) {
         scratch->first[r] = scratch->last[r] = -1;
     }
-    for (int i = 0; i < count; i++) {
-        visit(scratch, visits, i);
+    for (int p = 0; p < scratch->part_count; p++) {
+        schedule_part(scratch, p);
         for (int64_t g = 0; g < scratch->schedule->group_count; g++) {
-            const ra_row_group_t *group = &scratch->schedule->groups[g];
-            for (int64_t r = group->row_begin; r < group->row_begin + group->row_count; r++) {
-                scratch->first[r] = scratch->first[r] < 0 ? i : scratch->first[r];
-                scratch->last[r] = i;
+            if (scratch->schedule->groups[g].span_count > 0) {
+                note_rows(scratch, p, &scratch->schedule->groups[g]);
             }
         }
     }
+    for (int64_t r = 0; r < scratch->rows; r++) { /* see nothing: by the first part's cover */
+        if (scratch->first[r] < 0) {
+            scratch->first[r] = scratch->last[r] = 0;
+        }
+    }
+    return RA_OK;
+}
+
+/* How part @a p treats a row; STAGE_KINDS: not at all. */
+static int kind_of(const stage_rows_t *scratch, int64_t row, int p)
+{
+    if (p < scratch->first[row] || p > scratch->last[row]) {
+        return STAGE_KINDS;
+    }
+    return (scratch->first[row] == p ? STAGE_FRESH : 0) | (scratch->last[row] == p ? STAGE_OUT : 0);
 }
 
 static ra_status_t push_group(stage_rows_t *scratch, int64_t count, ra_row_group_t group)
@@ -72,22 +168,22 @@ static ra_status_t push_group(stage_rows_t *scratch, int64_t count, ra_row_group
     return RA_OK;
 }
 
-/* The rows of stage @a i that are of one kind. */
-static ra_status_t select_rows(stage_rows_t *scratch, int i, int kind, int64_t *count)
+/* The rows of part @a p that are of one kind. */
+static ra_status_t select_rows(stage_rows_t *scratch, int p, int kind, int64_t *count)
 {
     *count = 0;
     for (int64_t g = 0; g < scratch->schedule->group_count; g++) {
-        ra_row_group_t part = scratch->schedule->groups[g];
-        int64_t end = part.row_begin + part.row_count;
-        for (int64_t r = part.row_begin; r < end; r = part.row_begin + part.row_count) {
-            int here = kind_of(scratch, r, i);
-            part.row_begin = r;
-            part.row_count = 1;
-            while (r + part.row_count < end && kind_of(scratch, r + part.row_count, i) == here) {
-                part.row_count++;
+        ra_row_group_t some = scratch->schedule->groups[g];
+        int64_t end = some.row_begin + some.row_count;
+        for (int64_t r = some.row_begin; r < end; r = some.row_begin + some.row_count) {
+            int here = kind_of(scratch, r, p);
+            some.row_begin = r;
+            some.row_count = 1;
+            while (r + some.row_count < end && kind_of(scratch, r + some.row_count, p) == here) {
+                some.row_count++;
             }
             if (here == kind) {
-                RA_TRY(push_group(scratch, (*count)++, part));
+                RA_TRY(push_group(scratch, (*count)++, some));
             }
         }
     }
@@ -110,23 +206,21 @@ static ra_status_t create_list(const stage_rows_t *scratch, int64_t group_count,
                                   list_p);
 }
 
-static ra_status_t create_launches(ra_softmax_stages_t *stages, stage_rows_t *scratch, int i)
+static ra_status_t create_launches(ra_softmax_stages_t *stages, stage_rows_t *scratch, int p)
 {
-    int made = stages->begin[i];
+    schedule_part(scratch, p);
     for (int kind = 0; kind < STAGE_KINDS; kind++) {
         int64_t group_count = 0;
-        RA_TRY(select_rows(scratch, i, kind, &group_count));
+        RA_TRY(select_rows(scratch, p, kind, &group_count));
         if (group_count == 0) {
             continue;
         }
-        ra_softmax_launch_t *launch = &stages->launches[made];
+        ra_softmax_launch_t *launch = &stages->launches[stages->launch_count];
         RA_TRY(create_list(scratch, group_count, stages->stream, &launch->list));
         launch->fresh = (kind & STAGE_FRESH) != 0;
         launch->out = (kind & STAGE_OUT) != 0;
-        made++;
+        stages->launch_count++;
     }
-    stages->keys[i] = scratch->schedule->keys;
-    stages->begin[i + 1] = made;
     return RA_OK;
 }
 
@@ -142,18 +236,20 @@ static ra_status_t allocate_state(ra_softmax_stages_t *stages, const ra_softmax_
 }
 
 static ra_status_t fill_stages(ra_softmax_stages_t *stages, stage_rows_t *scratch,
-                               const ra_softmax_visit_t *visits)
+                               int64_t part_keys)
 {
-    scratch->first = malloc((size_t)(scratch->rows + 1) * sizeof(int32_t));
-    scratch->last = malloc((size_t)(scratch->rows + 1) * sizeof(int32_t));
-    if (scratch->first == NULL || scratch->last == NULL) {
-        return ra_fail(RA_ERR_NOMEM, "ring", "cannot allocate the stages of %lld rows",
-                       (long long)scratch->rows);
+    RA_TRY(cut_parts(scratch, stages->count, part_keys));
+    RA_TRY(note_parts(scratch));
+    stages->launches =
+        calloc(STAGE_KINDS * (size_t)scratch->part_count + 1, sizeof(*stages->launches));
+    if (stages->launches == NULL) {
+        return ra_fail(RA_ERR_NOMEM, "ring", "cannot allocate %d parts", scratch->part_count);
     }
-    note_stages(scratch, visits, stages->count);
-    for (int i = 0; i < stages->count; i++) {
-        visit(scratch, visits, i);
-        RA_TRY(create_launches(stages, scratch, i));
+    for (int p = 0; p < scratch->part_count; p++) {
+        int stage = scratch->parts[p].stage;
+        RA_TRY(create_launches(stages, scratch, p));
+        stages->keys[stage] = keys_of(scratch, scratch->visits[stage]);
+        stages->begin[stage + 1] = stages->launch_count;
     }
     for (int64_t r = 0; r < scratch->rows; r++) {
         if (scratch->first[r] != scratch->last[r]) {
@@ -166,7 +262,7 @@ static ra_status_t fill_stages(ra_softmax_stages_t *stages, stage_rows_t *scratc
 ra_status_t ra_softmax_stages_create(const ra_softmax_kernel_t *kernel,
                                      const ra_softmax_block_t *shape,
                                      ra_softmax_schedule_t *schedule,
-                                     const ra_softmax_visit_t *visits, int count,
+                                     const ra_softmax_visit_t *visits, int count, int64_t part_keys,
                                      ra_stream_t *stream, ra_softmax_stages_t **stages_p)
 {
     ra_softmax_stages_t *stages = calloc(1, sizeof(*stages));
@@ -175,18 +271,18 @@ ra_status_t ra_softmax_stages_create(const ra_softmax_kernel_t *kernel,
         stages->count = count;
         stages->begin = calloc((size_t)count + 1, sizeof(int));
         stages->keys = calloc((size_t)count + 1, sizeof(int64_t));
-        stages->launches = calloc(STAGE_KINDS * (size_t)count + 1, sizeof(*stages->launches));
     }
-    if (stages == NULL || stages->begin == NULL || stages->keys == NULL ||
-        stages->launches == NULL) {
+    if (stages == NULL || stages->begin == NULL || stages->keys == NULL) {
         ra_softmax_stages_destroy(stages);
         return ra_fail(RA_ERR_NOMEM, "ring", "cannot allocate %d folds", count);
     }
     stage_rows_t scratch = {.kernel = kernel,
                             .shape = shape,
+                            .visits = visits,
                             .schedule = schedule,
                             .rows = schedule->params.layout->rows[schedule->params.rank]};
-    ra_status_t status = fill_stages(stages, &scratch, visits);
+    ra_status_t status = fill_stages(stages, &scratch, part_keys);
+    free(scratch.parts);
     free(scratch.first);
     free(scratch.last);
     free(scratch.groups);
@@ -204,7 +300,7 @@ void ra_softmax_stages_destroy(ra_softmax_stages_t *stages)
         return;
     }
     ra_device_t *device = ra_stream_device(stages->stream);
-    for (int i = 0; stages->launches != NULL && i < STAGE_KINDS * stages->count; i++) {
+    for (int i = 0; i < stages->launch_count; i++) {
         ra_softmax_list_destroy(stages->launches[i].list);
     }
     ra_device_free(device, stages->state.m);

@@ -3,9 +3,14 @@
  * @brief The folds of one call on a device that folds by lists, made once for all layers: stage i
  *        is fold i. Internal to ring/.
  *
- * A row starts from no state in the first stage that folds something into it and is written out in
- * its last one: rows of a stage that differ in this are kernels of their own, and only rows of
- * several stages ever have their state in memory.
+ * A row starts from no state in the first fold that has something for it and is written out in its
+ * last one: rows of a fold that differ in this are launches of their own, and only rows of several
+ * folds ever have their state in memory.
+ *
+ * A fold of many keys may be cut into parts of @a part_keys keys, each a fold of its own, from the
+ * highest key of a section (ring/kv_gather.h; else of the block) down. Multiprocessors that walk a
+ * million keys drift apart until each reads its own keys from memory; those of a part stay in the
+ * L2 for all.
  */
 #ifndef RA_RING_SOFTMAX_STAGES_H
 #define RA_RING_SOFTMAX_STAGES_H
@@ -26,7 +31,7 @@ typedef struct ra_softmax_visit {
     int owner;
 } ra_softmax_visit_t;
 
-/** One kernel of a stage. */
+/** One launch of a stage. */
 typedef struct ra_softmax_launch {
     ra_softmax_list_t *list;
     bool fresh, out;
@@ -38,6 +43,7 @@ typedef struct ra_softmax_stages {
     int64_t *keys; /**< [count] rows of the block of keys */
     int *begin;    /**< [count + 1] launches of stage i: [begin[i], begin[i + 1]) */
     ra_softmax_launch_t *launches;
+    int launch_count;
     ra_softmax_state_t state; /**< of rows of several stages; owned */
 } ra_softmax_stages_t;
 
@@ -47,11 +53,12 @@ void ra_softmax_visit_schedule(ra_softmax_schedule_t *schedule, ra_softmax_visit
 /**
  * @param shape   heads, kv_heads, head_dim, scale and dtype of every fold.
  * @param visits  [count] in the order in which they will be folded; read during the call.
+ * @param part_keys  keys of a part, not for `reproducible`; 0: folds are not cut.
  */
 ra_status_t ra_softmax_stages_create(const ra_softmax_kernel_t *kernel,
                                      const ra_softmax_block_t *shape,
                                      ra_softmax_schedule_t *schedule,
-                                     const ra_softmax_visit_t *visits, int count,
+                                     const ra_softmax_visit_t *visits, int count, int64_t part_keys,
                                      ra_stream_t *stream, ra_softmax_stages_t **stages_p);
 /** Accepts NULL. */
 void ra_softmax_stages_destroy(ra_softmax_stages_t *stages);

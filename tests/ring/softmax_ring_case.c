@@ -43,7 +43,8 @@ static ra_status_t run_layers(ra_comm_t *comm, ra_stream_t *stream, ring_result_
                                        .causal = !c->full,
                                        .reproducible = c->reproducible,
                                        .dtype = c->dtype,
-                                       .walk = c->walk};
+                                       .walk = c->walk,
+                                       .part_keys = c->part_keys};
     ra_softmax_ring_t *plan = NULL;
     ra_status_t status = ra_softmax_ring_create(comm, stream, &params, &plan);
     for (int layer = 0; layer < (c->layers > 0 ? c->layers : 1) && status == RA_OK; layer++) {

@@ -21,6 +21,7 @@ typedef struct ring_case {
     ra_dtype_t dtype;
     int64_t window;
     bool full, reproducible, walk;
+    int64_t part_keys;     /**< GPUs: keys of a launch; 0: the plan's choice */
     const char *transport; /**< NULL: "peer" on GPUs, "local" on the CPU */
     int layers;            /**< runs of the plan, all the same; 0 means 1 */
     ra_pool_t *pool;       /**< threads shared by ranks on the CPU; NULL: none */

@@ -53,6 +53,21 @@ static void blocks_that_go_round_are_exact(void **state)
     compare_everywhere((ring_case_t){.dim = 32, .walk = true, .full = true}, packs + 1, 1);
 }
 
+static void some_keys_a_launch_are_exact(void **state)
+{
+    (void)state;
+    skip_without_gpu();
+    const int64_t part_keys[] = {64, 200};
+    for (size_t p = 0; p < RA_ARRAY_LEN(part_keys); p++) {
+        ring_case_t c = {.dim = 128, .dtype = RA_BF16, .layers = 3, .part_keys = part_keys[p]};
+        compare_everywhere(c, packs, 2);
+        c.walk = true;
+        compare_everywhere(c, packs, 1);
+    }
+    compare_everywhere((ring_case_t){.dim = 64, .dtype = RA_BF16, .part_keys = 100}, prefixed, 2);
+    compare_everywhere((ring_case_t){.dim = 32, .full = true, .part_keys = 100}, packs + 1, 1);
+}
+
 static void windows_are_exact_on_any_ring(void **state)
 {
     (void)state;
@@ -138,6 +153,7 @@ static void rings_over_nccl_are_exact(void **state)
                              .dtype = RA_BF16,
                              .window = i / 2 == 1 ? 100 : 0,
                              .walk = i / 2 == 2,
+                             .part_keys = i == 1 ? 150 : 0,
                              .transport = "nccl",
                              .layers = 3};
             double *want = ring_oracle(&c);
@@ -176,6 +192,7 @@ int main(void)
         cmocka_unit_test(fp32_attention_is_exact_on_any_ring),
         cmocka_unit_test(full_attention_is_exact_on_any_ring),
         cmocka_unit_test(blocks_that_go_round_are_exact),
+        cmocka_unit_test(some_keys_a_launch_are_exact),
         cmocka_unit_test(windows_are_exact_on_any_ring),
         cmocka_unit_test(cached_prefixes_are_exact_on_any_ring),
         cmocka_unit_test(reproducible_attention_is_exact_too),
