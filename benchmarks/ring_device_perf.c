@@ -12,7 +12,9 @@
  *            bits     softmax with `reproducible`, contiguous
  *
  * Layers are queued one after another and the wall clock of all ranks is divided by their number;
- * medians. Flops: softmax 4 D a visible pair and head, linear 4 D^2 a token and head. `still` is
+ * medians. A GPU that has rested runs at a higher clock until its power, averaged over about a
+ * second, meets the limit, so everything is timed after more than a second of the same work.
+ * Flops: softmax 4 D a visible pair and head, linear 4 D^2 a token and head. `still` is
  * the part of that time in which the compute stream of the slowest rank waited for transfers
  * outside kernels. `ratio` is the rate a GPU over the rate of the slowest GPU alone. Some rows of
  * the result are compared with those of one GPU. Layers of more than a second are run once, without
@@ -33,7 +35,8 @@
 
 enum { HEADS_MOST = 64, GROUP = 4, DIM = 128, TILE = 256 };
 enum { PATTERN = 4096, SAMPLES = 512, ROUNDS = 3, DOCUMENTS_MOST = 4096, ALONE_MOST = 1 << 20 };
-static const double long_layer = 1.0; /* seconds */
+enum { RANKS_MOST = 256 };
+static const double long_layer = 1.0, warm_up = 1.2; /* seconds */
 
 typedef struct bench_case {
     const char *name;
@@ -225,6 +228,18 @@ static ra_status_t time_layers(const rank_t *r, int layers, double *seconds)
     return RA_OK;
 }
 
+/* Until rank 0 has seen enough seconds. */
+static ra_status_t warm(const rank_t *r, int layers)
+{
+    for (double spent = 0; spent < warm_up;) {
+        double seconds = 0, all[RANKS_MOST];
+        RA_TRY(time_layers(r, layers, &seconds));
+        RA_TRY(ra_comm_allgather(r->comm, &seconds, sizeof(seconds), all));
+        spent += all[0];
+    }
+    return RA_OK;
+}
+
 static ra_status_t keep_samples(const rank_t *r)
 {
     bench_t *b = r->b;
@@ -260,7 +275,7 @@ static ra_status_t measure_rank(rank_t *r)
     RA_TRY(make_plan(r));
     RA_TRY(make_inputs(r));
     if (brief) {
-        RA_TRY(time_layers(r, layers / 2 + 1, &seconds));
+        RA_TRY(warm(r, layers));
     }
     RA_TRY(ra_comm_measure_waits(r->comm, true));
     for (int i = 0; i < rounds; i++) {
@@ -271,7 +286,7 @@ static ra_status_t measure_rank(rank_t *r)
         }
     }
     RA_TRY(ra_comm_waited(r->comm, &still));
-    double all[256] = {0};
+    double all[RANKS_MOST] = {0};
     still /= (double)rounds * layers;
     RA_TRY(ra_comm_allgather(r->comm, &still, sizeof(still), all));
     if (ra_comm_rank(r->comm) == 0) {
@@ -279,7 +294,7 @@ static ra_status_t measure_rank(rank_t *r)
             r->scan != NULL ? ra_state_scan_stats(r->scan) : ra_softmax_ring_stats(r->softmax);
         b->received = (double)stats.received_bytes / (double)stats.calls;
         b->still = 0;
-        for (int i = 0; i < ranks && i < 256; i++) {
+        for (int i = 0; i < ranks; i++) {
             b->still = fmax(b->still, all[i]);
         }
     }
@@ -419,6 +434,11 @@ int main(int argc, char **argv)
     }
     static bench_t b;
     bool right = true;
+    int ranks = atoi(argv[2]);
+    if (ranks < 1 || ranks > RANKS_MOST) {
+        fprintf(stderr, "ring_device_perf: 1 to %d ranks, not '%s'\n", RANKS_MOST, argv[2]);
+        return 2;
+    }
     ra_status_t status = ra_device_count("cuda", &b.devices);
     if (status != RA_OK) {
         return ra_status_exit_code(status);
@@ -428,7 +448,7 @@ int main(int argc, char **argv)
         return 5;
     }
     for (int i = 3; i < argc; i++) {
-        right = measure_named(&b, argv[i], argv[1], atoi(argv[2])) && right;
+        right = measure_named(&b, argv[i], argv[1], ranks) && right;
     }
     free(b.samples);
     return right ? 0 : 1;

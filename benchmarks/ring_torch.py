@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 DIM, GROUP, LONG = 128, 4, 262144
+WARM_UP = 1.2  # seconds, as ring_device_perf: clocks follow the power of about the last one
 rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 device = torch.device("cuda", rank)
 
@@ -61,18 +62,27 @@ def ring(q, k, v):
     return out.to(q.dtype)
 
 
-def seconds(call, warm, count):
-    times = []
-    for i in range(warm + count):
-        dist.barrier()
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        call()
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
-    slowest = torch.tensor(statistics.median(times[warm:]), device=device)
-    dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
-    return slowest.item()
+def timed(call):
+    dist.barrier()
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def slowest(value):
+    value = torch.tensor(value, device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return value.item()
+
+
+def seconds(call, warm_up, count):
+    timed(call)  # compiles and connects
+    spent = 0
+    while spent < warm_up:
+        spent += slowest(timed(call))
+    return slowest(statistics.median([timed(call) for _ in range(count)]))
 
 
 def say(**row):
@@ -104,7 +114,7 @@ def measure(tokens, heads):
     n = tokens // ranks
     q, k, v = (torch.randn(1, h, n, DIM, device=device, dtype=torch.bfloat16)
                for h in (heads, heads // GROUP, heads // GROUP))
-    t = seconds(lambda: ring(q, k, v), 1, 5 if tokens <= LONG else 1)
+    t = seconds(lambda: ring(q, k, v), WARM_UP, 5 if tokens <= LONG else 1)
     say(what="torch ring", gpus=ranks, heads=heads, tokens=tokens, ms=round(t * 1e3, 3),
         tflops_a_gpu=round(2 * tokens * tokens * DIM * heads / t / ranks * 1e-12, 1),
         gib=round(torch.cuda.max_memory_allocated() / 2**30, 2))
