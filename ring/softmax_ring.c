@@ -191,24 +191,24 @@ static ra_status_t create_gather(ra_softmax_ring_t *plan)
                                &plan->gather);
 }
 
-/* Keys of a launch; 0: all. One rank has no state in memory otherwise, so none to save memory. */
-static int64_t part_keys(const ra_softmax_ring_t *plan)
+/* One rank has no state in memory otherwise, so none to save memory. */
+static ra_stage_cut_t stage_cut(const ra_softmax_ring_t *plan)
 {
     const ra_softmax_ring_params_t *params = &plan->params;
     const ra_layout_t *layout = params->layout;
-    bool alone = layout->ranks == 1 && params->prefix == NULL;
-    int64_t longest = 0;
+    bool alone = layout->ranks == 1;
+    int64_t long_keys = alone ? LONG_KEYS : LONG_KEYS / 2, longest = 0;
     if (params->reproducible || params->window > 0 || (alone && params->walk)) {
-        return 0;
+        return (ra_stage_cut_t){0};
     }
     if (params->part_keys > 0) {
-        return params->part_keys;
+        return (ra_stage_cut_t){.part_keys = params->part_keys};
     }
     for (int64_t d = 0; d < layout->document_count; d++) {
         const ra_document_t *document = &layout->documents[d];
         longest = ra_max_i64(longest, document->first + document->count);
     }
-    return longest > (alone ? LONG_KEYS : LONG_KEYS / 2) ? PART_KEYS : 0;
+    return longest > long_keys ? (ra_stage_cut_t){PART_KEYS, long_keys} : (ra_stage_cut_t){0};
 }
 
 /* The folds of a call in their order, which is that of the walks below. */
@@ -239,7 +239,7 @@ static ra_status_t create_stages(ra_softmax_ring_t *plan)
     ra_softmax_block_t shape = shape_of(plan);
     ra_status_t status =
         ra_softmax_stages_create(plan->kernel, &shape, plan->schedule, visits, count,
-                                 part_keys(plan), plan->stream, &plan->stages);
+                                 stage_cut(plan), plan->stream, &plan->stages);
     free(visits);
     return status;
 }

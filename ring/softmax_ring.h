@@ -54,8 +54,8 @@ typedef struct ra_softmax_ring_params {
     ra_dtype_t dtype;   /**< of q, k, v and o: F32, on a GPU also BF16 */
     /** GPUs: blocks go round even where there is room for all keys that a rank needs. */
     bool walk;
-    /** GPUs, neither window nor `reproducible`: keys that a launch takes at most; 0: chosen, which
-     * is all of them but for documents of more than half a million tokens. */
+    /** GPUs, neither window nor `reproducible`: keys of a document that a launch takes at most; 0:
+     * chosen, which is all of them but for documents of more than half a million. */
     int64_t part_keys;
 } ra_softmax_ring_params_t;
 

@@ -301,16 +301,77 @@ void ra_softmax_schedule_gathered(ra_softmax_schedule_t *schedule)
     }
 }
 
-/* Clip the spans of @a group. @return whether keys are left, from @a lowest to @a highest. */
-static bool clip_spans(ra_softmax_schedule_t *schedule, const ra_row_group_t *group, int64_t begin,
-                       int64_t end, int64_t *lowest, int64_t *highest)
+/* Keys of the document that @a row is of: positions are unique, documents without keys take none.
+ */
+static int64_t document_keys(const ra_softmax_schedule_t *schedule, int64_t row)
+{
+    const ra_layout_t *layout = schedule->params.layout;
+    int64_t position = schedule->row_hi[row] - 1, low = 0, high = layout->document_count;
+    while (high - low > 1) { /* the last one that begins at or before it */
+        int64_t middle = low + (high - low) / 2;
+        if (schedule->base[middle] <= position) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    return layout->documents[low].first + layout->documents[low].count;
+}
+
+/* Keys of @a group in the section: from the first to the last. */
+static ra_key_span_t section_of_group(const ra_row_group_t *group, const ra_key_span_t *spans,
+                                      int64_t begin, int64_t end)
+{
+    int64_t low = end, high = begin;
+    for (int64_t s = group->span_begin; s < group->span_begin + group->span_count; s++) {
+        int64_t from = ra_max_i64(spans[s].key_begin, begin);
+        int64_t to = ra_min_i64(spans[s].key_begin + spans[s].key_count, end);
+        if (from < to) {
+            low = ra_min_i64(low, from);
+            high = ra_max_i64(high, to);
+        }
+    }
+    return (ra_key_span_t){low, ra_max_i64(high - low, 0)};
+}
+
+/* What @a part is for @a group. */
+static ra_key_span_t part_of_group(const ra_softmax_schedule_t *schedule,
+                                   const ra_row_group_t *group, const ra_schedule_part_t *part)
+{
+    ra_key_span_t keys = section_of_group(group, schedule->spans, part->begin, part->end);
+    if (document_keys(schedule, group->row_begin) <= part->long_keys) {
+        return part->index == 0 ? keys : (ra_key_span_t){keys.key_begin, 0};
+    }
+    int64_t high = keys.key_begin + keys.key_count - part->index * part->keys;
+    int64_t low = ra_max_i64(keys.key_begin, high - part->keys);
+    return (ra_key_span_t){low, ra_max_i64(high - low, 0)};
+}
+
+int64_t ra_softmax_schedule_parts(const ra_softmax_schedule_t *schedule,
+                                  const ra_schedule_part_t *part)
+{
+    int64_t most = 1;
+    for (int64_t g = 0; g < schedule->group_count; g++) {
+        const ra_row_group_t *group = &schedule->groups[g];
+        if (document_keys(schedule, group->row_begin) > part->long_keys) {
+            ra_key_span_t keys = section_of_group(group, schedule->spans, part->begin, part->end);
+            most = ra_max_i64(most, ra_ceil_div(keys.key_count, part->keys));
+        }
+    }
+    return most;
+}
+
+/* Clip the spans of @a group to @a keys. @return whether some are left, from position @a lowest to
+ * @a highest. */
+static bool clip_spans(ra_softmax_schedule_t *schedule, const ra_row_group_t *group,
+                       ra_key_span_t keys, int64_t *lowest, int64_t *highest)
 {
     *lowest = INT64_MAX;
     *highest = INT64_MIN;
     for (int64_t s = group->span_begin; s < group->span_begin + group->span_count; s++) {
         ra_key_span_t *span = &schedule->spans[s];
-        int64_t from = ra_max_i64(span->key_begin, begin);
-        int64_t to = ra_min_i64(span->key_begin + span->key_count, end);
+        int64_t from = ra_max_i64(span->key_begin, keys.key_begin);
+        int64_t to = ra_min_i64(span->key_begin + span->key_count, keys.key_begin + keys.key_count);
         if (from >= to) {
             span->key_count = 0;
             continue;
@@ -345,14 +406,15 @@ static void begin_clip(ra_softmax_schedule_t *schedule)
 }
 
 /* Rows of a group are of one run, so their intervals ascend. */
-void ra_softmax_schedule_clip(ra_softmax_schedule_t *schedule, int64_t begin, int64_t end)
+void ra_softmax_schedule_clip(ra_softmax_schedule_t *schedule, const ra_schedule_part_t *part)
 {
     int64_t kept = 0;
     begin_clip(schedule);
     for (int64_t g = 0; g < schedule->group_count; g++) {
         ra_row_group_t group = schedule->groups[g];
         int64_t lowest, highest, first = group.row_begin, last = first + group.row_count;
-        if (!clip_spans(schedule, &group, begin, end, &lowest, &highest)) {
+        ra_key_span_t keys = part_of_group(schedule, &group, part);
+        if (!clip_spans(schedule, &group, keys, &lowest, &highest)) {
             continue;
         }
         while (first < last && schedule->row_hi[first] <= lowest) {

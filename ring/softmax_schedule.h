@@ -58,9 +58,23 @@ void ra_softmax_schedule_halo(ra_softmax_schedule_t *schedule);
 
 /** Fill in for the gathered rows: section after section, which is how they arrive. */
 void ra_softmax_schedule_gathered(ra_softmax_schedule_t *schedule);
-/** Keep only keys [begin, end) of the whole block, and of each group the rows that see some of
- * them. Not for `reproducible`, whose groups share spans. */
-void ra_softmax_schedule_clip(ra_softmax_schedule_t *schedule, int64_t begin, int64_t end);
+/**
+ * Part @a index of keys [begin, end) of a block: of each group whose document has more than
+ * long_keys keys, the index-th `keys` keys from the highest one that the group folds there down; of
+ * the other groups all keys, in part 0. So what a row folds in which part is its own document's
+ * affair alone.
+ */
+typedef struct ra_schedule_part {
+    int64_t begin, end, index;
+    int64_t keys, long_keys;
+} ra_schedule_part_t;
+
+/** Parts that keys [begin, end) of the block make; index is not read. */
+int64_t ra_softmax_schedule_parts(const ra_softmax_schedule_t *schedule,
+                                  const ra_schedule_part_t *part);
+/** Keep only @a part of the whole block, and of each group the rows that see some of it. Not for
+ * `reproducible`, whose groups share spans. */
+void ra_softmax_schedule_clip(ra_softmax_schedule_t *schedule, const ra_schedule_part_t *part);
 /** Add groups without spans for the rows in none, so that a fold reaches every row. */
 void ra_softmax_schedule_cover(ra_softmax_schedule_t *schedule);
 

@@ -14,10 +14,11 @@ void ra_softmax_visit_schedule(ra_softmax_schedule_t *schedule, ra_softmax_visit
     }
 }
 
-/* Keys [begin, end) of a stage. */
+/* A launch's worth of keys of a stage. */
 typedef struct stage_part {
     int stage;
-    int64_t begin, end;
+    bool whole; /* all keys of the stage */
+    ra_schedule_part_t keys;
 } stage_part_t;
 
 /* Scratch of making the stages. */
@@ -28,7 +29,7 @@ typedef struct stage_rows {
     ra_softmax_schedule_t *schedule;
     int64_t rows;
     stage_part_t *parts;
-    int part_count;
+    int part_count, part_room;
     int32_t *first, *last;  /* [rows] part of each row */
     ra_row_group_t *groups; /* of one launch */
     int64_t group_room;
@@ -65,30 +66,47 @@ static int64_t section_end(const stage_rows_t *scratch, ra_softmax_visit_t visit
     return keys_of(scratch, visit);
 }
 
-/* Cut the keys of all stages; one part at least each. */
-static ra_status_t cut_parts(stage_rows_t *scratch, int count, int64_t part_keys)
+static ra_status_t push_part(stage_rows_t *scratch, stage_part_t part)
 {
-    int64_t room = 0;
-    for (int i = 0; i < count; i++) {
-        int64_t sections = scratch->schedule->params.layout->ranks;
-        int64_t keys = keys_of(scratch, scratch->visits[i]);
-        room += 1 + (part_keys > 0 ? keys / part_keys + sections : 0);
+    if (scratch->part_count == scratch->part_room) {
+        int room = 2 * scratch->part_room + 64;
+        void *grown = realloc(scratch->parts, (size_t)room * sizeof(part));
+        if (grown == NULL) {
+            return ra_fail(RA_ERR_NOMEM, "ring", "cannot allocate %d parts", room);
+        }
+        scratch->parts = grown;
+        scratch->part_room = room;
     }
-    scratch->parts = calloc((size_t)room + 1, sizeof(*scratch->parts));
-    if (scratch->parts == NULL) {
-        return ra_fail(RA_ERR_NOMEM, "ring", "cannot allocate %lld parts", (long long)room);
+    scratch->parts[scratch->part_count++] = part;
+    return RA_OK;
+}
+
+static ra_status_t cut_section(stage_rows_t *scratch, int stage, ra_schedule_part_t keys)
+{
+    int64_t parts = ra_softmax_schedule_parts(scratch->schedule, &keys);
+    for (keys.index = 0; keys.index < parts; keys.index++) {
+        RA_TRY(push_part(scratch, (stage_part_t){.stage = stage, .keys = keys}));
     }
+    return RA_OK;
+}
+
+/* Section after section; one part at least a stage. */
+static ra_status_t cut_stages(stage_rows_t *scratch, int count, const ra_stage_cut_t *cut)
+{
     for (int i = 0; i < count; i++) {
         int64_t keys = keys_of(scratch, scratch->visits[i]), begin = 0;
-        if (part_keys == 0 || keys == 0) {
-            scratch->parts[scratch->part_count++] = (stage_part_t){i, 0, keys};
+        if (cut->part_keys == 0 || keys == 0) {
+            RA_TRY(push_part(scratch, (stage_part_t){.stage = i, .whole = true}));
+            continue;
         }
-        while (part_keys > 0 && begin < keys) {
+        ra_softmax_visit_schedule(scratch->schedule, scratch->visits[i]);
+        while (begin < keys) {
             int64_t end = section_end(scratch, scratch->visits[i], begin);
-            for (int64_t to = end; to > begin; to -= part_keys) {
-                scratch->parts[scratch->part_count++] =
-                    (stage_part_t){i, ra_max_i64(begin, to - part_keys), to};
-            }
+            RA_TRY(cut_section(scratch, i,
+                               (ra_schedule_part_t){.begin = begin,
+                                                    .end = end,
+                                                    .keys = cut->part_keys,
+                                                    .long_keys = cut->long_keys}));
             begin = end;
         }
     }
@@ -101,8 +119,8 @@ static void schedule_part(stage_rows_t *scratch, int p)
     if (p == 0 || part[-1].stage != part->stage) {
         ra_softmax_visit_schedule(scratch->schedule, scratch->visits[part->stage]);
     }
-    if (part->end - part->begin < scratch->schedule->keys) {
-        ra_softmax_schedule_clip(scratch->schedule, part->begin, part->end);
+    if (!part->whole) {
+        ra_softmax_schedule_clip(scratch->schedule, &part->keys);
     }
     if (p == 0) {
         ra_softmax_schedule_cover(scratch->schedule); /* rows that see nothing are written too */
@@ -236,9 +254,9 @@ static ra_status_t allocate_state(ra_softmax_stages_t *stages, const ra_softmax_
 }
 
 static ra_status_t fill_stages(ra_softmax_stages_t *stages, stage_rows_t *scratch,
-                               int64_t part_keys)
+                               const ra_stage_cut_t *cut)
 {
-    RA_TRY(cut_parts(scratch, stages->count, part_keys));
+    RA_TRY(cut_stages(scratch, stages->count, cut));
     RA_TRY(note_parts(scratch));
     stages->launches =
         calloc(STAGE_KINDS * (size_t)scratch->part_count + 1, sizeof(*stages->launches));
@@ -262,8 +280,9 @@ static ra_status_t fill_stages(ra_softmax_stages_t *stages, stage_rows_t *scratc
 ra_status_t ra_softmax_stages_create(const ra_softmax_kernel_t *kernel,
                                      const ra_softmax_block_t *shape,
                                      ra_softmax_schedule_t *schedule,
-                                     const ra_softmax_visit_t *visits, int count, int64_t part_keys,
-                                     ra_stream_t *stream, ra_softmax_stages_t **stages_p)
+                                     const ra_softmax_visit_t *visits, int count,
+                                     ra_stage_cut_t cut, ra_stream_t *stream,
+                                     ra_softmax_stages_t **stages_p)
 {
     ra_softmax_stages_t *stages = calloc(1, sizeof(*stages));
     if (stages != NULL) {
@@ -281,7 +300,7 @@ ra_status_t ra_softmax_stages_create(const ra_softmax_kernel_t *kernel,
                             .visits = visits,
                             .schedule = schedule,
                             .rows = schedule->params.layout->rows[schedule->params.rank]};
-    ra_status_t status = fill_stages(stages, &scratch, part_keys);
+    ra_status_t status = fill_stages(stages, &scratch, &cut);
     free(scratch.parts);
     free(scratch.first);
     free(scratch.last);

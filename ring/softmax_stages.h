@@ -7,10 +7,9 @@
  * last one: rows of a fold that differ in this are launches of their own, and only rows of several
  * folds ever have their state in memory.
  *
- * A fold of many keys may be cut into parts of @a part_keys keys, each a fold of its own, from the
- * highest key of a section (ring/kv_gather.h; else of the block) down. Multiprocessors that walk a
- * million keys drift apart until each reads its own keys from memory; those of a part stay in the
- * L2 for all.
+ * A stage may be cut into parts, each a fold of its own: first by the sections of ring/kv_gather.h,
+ * then long documents by some keys at a time. Multiprocessors that walk millions of keys drift
+ * apart until each reads its own keys from memory; those of a part stay in the L2 for all.
  */
 #ifndef RA_RING_SOFTMAX_STAGES_H
 #define RA_RING_SOFTMAX_STAGES_H
@@ -37,6 +36,11 @@ typedef struct ra_softmax_launch {
     bool fresh, out;
 } ra_softmax_launch_t;
 
+/** How stages are cut (ra_schedule_part_t); part_keys 0: not at all. */
+typedef struct ra_stage_cut {
+    int64_t part_keys, long_keys;
+} ra_stage_cut_t;
+
 typedef struct ra_softmax_stages {
     ra_stream_t *stream; /**< borrowed */
     int count;
@@ -53,13 +57,14 @@ void ra_softmax_visit_schedule(ra_softmax_schedule_t *schedule, ra_softmax_visit
 /**
  * @param shape   heads, kv_heads, head_dim, scale and dtype of every fold.
  * @param visits  [count] in the order in which they will be folded; read during the call.
- * @param part_keys  keys of a part, not for `reproducible`; 0: folds are not cut.
+ * @param cut     part_keys 0 with `reproducible`.
  */
 ra_status_t ra_softmax_stages_create(const ra_softmax_kernel_t *kernel,
                                      const ra_softmax_block_t *shape,
                                      ra_softmax_schedule_t *schedule,
-                                     const ra_softmax_visit_t *visits, int count, int64_t part_keys,
-                                     ra_stream_t *stream, ra_softmax_stages_t **stages_p);
+                                     const ra_softmax_visit_t *visits, int count,
+                                     ra_stage_cut_t cut, ra_stream_t *stream,
+                                     ra_softmax_stages_t **stages_p);
 /** Accepts NULL. */
 void ra_softmax_stages_destroy(ra_softmax_stages_t *stages);
 /** Fold stage @a i: @a call has block (q, k, v and sizes), out, out_dtype, out_stride and lse,

@@ -68,6 +68,30 @@ static void some_keys_a_launch_are_exact(void **state)
     compare_everywhere((ring_case_t){.dim = 32, .full = true, .part_keys = 100}, packs + 1, 1);
 }
 
+static void bits_do_not_depend_on_neighbours(void **state)
+{
+    (void)state;
+    skip_without_gpu();
+    for (int i = 0; i < 16; i++) {
+        ring_case_t c = {.pack = {3, {1, 6, 8}, {{0, 813}, {0, 1526}, {0, 131}}},
+                         .gpu = true,
+                         .ranks = 1 + i / 4,
+                         .dim = 128,
+                         .dtype = RA_BF16,
+                         .kind = layout_kinds[i % 2],
+                         .part_keys = i % 4 / 2 * 100};
+        ring_result_t together = ring_case_run(&c);
+        for (int64_t d = 0; d < c.pack.count; d++) {
+            ring_case_t one = c;
+            one.pack = pack_alone(&c.pack, d);
+            ring_result_t alone = ring_case_run(&one);
+            ring_check_same_bits(&alone, 0, &together);
+            ring_result_free(&alone);
+        }
+        ring_result_free(&together);
+    }
+}
+
 static void windows_are_exact_on_any_ring(void **state)
 {
     (void)state;
@@ -193,6 +217,7 @@ int main(void)
         cmocka_unit_test(full_attention_is_exact_on_any_ring),
         cmocka_unit_test(blocks_that_go_round_are_exact),
         cmocka_unit_test(some_keys_a_launch_are_exact),
+        cmocka_unit_test(bits_do_not_depend_on_neighbours),
         cmocka_unit_test(windows_are_exact_on_any_ring),
         cmocka_unit_test(cached_prefixes_are_exact_on_any_ring),
         cmocka_unit_test(reproducible_attention_is_exact_too),
