@@ -67,7 +67,7 @@ typedef struct ra_softmax_tiles ra_softmax_tiles_t;
  * Cut @a block's groups and spans into tiles. Reads only rows, keys, groups, spans, row_lo, row_hi
  * and key_pos of @a block, all of them host arrays here; q, k and v may be NULL.
  * Scores, thresholds and biases of the mask are the kernel's business, tile by tile.
- * @retval RA_ERR_UNSUPPORTED  A position is >= 2^31 - 1.
+ * @retval RA_ERR_UNSUPPORTED  A key in a span has a position outside [0, 2^31 - 1).
  * @retval RA_ERR_SHAPE        A group or span leaves the block.
  * @retval RA_ERR_NOMEM
  */

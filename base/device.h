@@ -82,9 +82,11 @@ ra_status_t ra_stream_create(ra_device_t *device, ra_stream_t **stream_p);
 void ra_stream_destroy(ra_stream_t *stream);
 /** Wait until everything queued on @a stream is done. @retval RA_ERR_DEVICE something failed. */
 ra_status_t ra_stream_sync(ra_stream_t *stream);
-/** Remember what is queued on @a stream now, in place of what was remembered before. */
+/** Remember what is queued on @a stream now, in place of what was remembered before.
+ * @retval RA_ERR_DEVICE. */
 ra_status_t ra_stream_mark(ra_stream_t *stream);
-/** Wait until what the last ra_stream_mark() remembered is done; work queued since goes on. */
+/** Wait until what the last ra_stream_mark() remembered is done; work queued since goes on.
+ * @retval RA_ERR_DEVICE something failed. */
 ra_status_t ra_stream_wait_mark(ra_stream_t *stream);
 /**
  * Copy between host and device memory, either side either kind, in stream order. Pageable host

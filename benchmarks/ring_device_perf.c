@@ -1,8 +1,9 @@
 /*
- * ring_device_perf TRANSPORT RANKS CASE:TOKENS[:HEADS]...
+ * ring_device_perf TRANSPORT RANKS CASE:TOKENS[:HEADS[:KEYS]]...
  *
  * One bf16 attention layer of HEADS (32) heads of 128 over RANKS GPUs (rank r on GPU r modulo their
- * number), against one GPU that has the same tokens all to itself, in the same run.
+ * number), against one GPU that has the same tokens all to itself, in the same run. KEYS: of a
+ * launch (part_keys of ring/softmax_ring.h).
  *
  *     CASE   softmax  one document, causal, a key/value head for 4 query heads, zigzag
  *            walk     the same by blocks that go round
@@ -58,6 +59,7 @@ typedef struct bench {
     const bench_case_t *c;
     int heads;
     int64_t width; /* heads * DIM */
+    int64_t part_keys;
     ra_document_t documents[DOCUMENTS_MOST];
     int64_t document_count, tokens, alone_tokens;
     double flops;
@@ -191,7 +193,8 @@ static ra_status_t make_plan(rank_t *r)
                                         .causal = true,
                                         .reproducible = c->reproducible,
                                         .dtype = RA_BF16,
-                                        .walk = c->walk};
+                                        .walk = c->walk,
+                                        .part_keys = r->b->part_keys};
     return ra_softmax_ring_create(r->comm, r->stream, &softmax, &r->softmax);
 }
 
@@ -412,10 +415,11 @@ static bool measure_named(bench_t *b, const char *text, const char *transport, i
             char *end = NULL;
             b->c = &cases[i];
             b->tokens = strtoll(colon + 1, &end, 10);
-            b->heads = *end == ':' ? atoi(end + 1) : 32;
+            b->heads = *end == ':' ? (int)strtol(end + 1, &end, 10) : 32;
+            b->part_keys = *end == ':' ? strtoll(end + 1, &end, 10) : 0;
             b->width = (int64_t)b->heads * DIM;
-            if (b->tokens < SAMPLES || b->heads < GROUP || b->heads > HEADS_MOST ||
-                b->heads % GROUP != 0) {
+            if (*end != '\0' || b->part_keys < 0 || b->tokens < SAMPLES || b->heads < GROUP ||
+                b->heads > HEADS_MOST || b->heads % GROUP != 0) {
                 break;
             }
             return measure(b, transport, ranks);
@@ -428,7 +432,7 @@ static bool measure_named(bench_t *b, const char *text, const char *transport, i
 int main(int argc, char **argv)
 {
     if (argc < 4) {
-        fprintf(stderr, "usage: ring_device_perf TRANSPORT RANKS CASE:TOKENS[:HEADS]...\n"
+        fprintf(stderr, "usage: ring_device_perf TRANSPORT RANKS CASE:TOKENS[:HEADS[:KEYS]]...\n"
                         "cases: softmax walk packs window linear bits\n");
         return 2;
     }

@@ -413,7 +413,9 @@ static ra_status_t run_over_ranks(ra_moe_plan_t *plan, const ra_moe_args_t *args
                                   ra_stream_t *stream)
 {
     for (int64_t i = -1; i <= rounds; i++) {
-        const bool packs = i + 1 < rounds, runs = i >= 0 && i<rounds, ends = i> 0;
+        const bool packs = i + 1 < rounds;
+        const bool runs = i >= 0 && i < rounds;
+        const bool ends = i > 0;
         if (packs) {
             RA_TRY(pack(plan, args, i + 1, stream));
         }

@@ -55,7 +55,7 @@ typedef struct ra_softmax_ring_params {
     /** GPUs: blocks go round even where there is room for all keys that a rank needs. */
     bool walk;
     /** GPUs, neither window nor `reproducible`: keys of a document that a launch takes at most; 0:
-     * chosen, which is all of them but for documents of more than half a million. */
+     * chosen, which is all but for documents of more than 2^19 tokens (one rank: 2^20). */
     int64_t part_keys;
 } ra_softmax_ring_params_t;
 
