@@ -12,16 +12,14 @@
  *            linear   one document, decays as in lightning attention, contiguous
  *            bits     softmax with `reproducible`, contiguous
  *
- * Layers are queued one after another and the wall clock of all ranks is divided by their number;
- * medians. A GPU that has rested runs at a higher clock until its power, averaged over about a
- * second, meets the limit, so everything is timed after more than a second of the same work.
- * Flops: softmax 4 D a visible pair and head, linear 4 D^2 a token and head. `still` is
- * the part of that time in which the compute stream of the slowest rank waited for transfers
- * outside kernels. `ratio` is the rate a GPU over the rate of the slowest GPU alone. Some rows of
- * the result are compared with those of one GPU. Layers of more than a second are run once, without
- * a warm-up, and alone on the first GPU only. One GPU gets 2^20 tokens at most: beyond, its rate at
- * that length is taken, and rows of the first 2^20 tokens are compared, which causality makes the
- * same.
+ * Layers are queued one after another and the wall clock of all ranks is divided by their number.
+ * Rounds of the ring follow rounds of every GPU with all tokens (or 2^20) to itself, all GPUs at
+ * once, so that both find the GPUs as hot as each other: from rest, a GPU loses 3 % of its clock
+ * over some seconds. Medians. Layers of more than a second are run once. Flops: softmax 4 D a
+ * visible pair and head, linear 4 D^2 a token and head. `still` is the part of the ring's time in
+ * which the compute stream of the slowest rank waited for transfers outside kernels. `ratio` is the
+ * rate a GPU over the rate of the slowest GPU alone. Some rows of the result are compared with
+ * those of one GPU, beyond 2^20 tokens those of the first 2^20, which causality makes the same.
  */
 #include "base/checked.h"
 #include "base/clock.h"
@@ -35,9 +33,9 @@
 #include <string.h>
 
 enum { HEADS_MOST = 64, GROUP = 4, DIM = 128, TILE = 256 };
-enum { PATTERN = 4096, SAMPLES = 512, ROUNDS = 3, DOCUMENTS_MOST = 4096, ALONE_MOST = 1 << 20 };
+enum { PATTERN = 4096, SAMPLES = 512, ROUNDS = 5, DOCUMENTS_MOST = 4096, ALONE_MOST = 1 << 20 };
 enum { RANKS_MOST = 256 };
-static const double long_layer = 1.0, warm_up = 1.2; /* seconds */
+static const double long_layer = 1.0, warm_up = 3.0, warm_by_itself = 10.0; /* seconds */
 
 typedef struct bench_case {
     const char *name;
@@ -55,24 +53,29 @@ static const bench_case_t cases[] = {
     {.name = "bits", .reproducible = true},
 };
 
+/* Documents over some GPUs. */
+typedef struct problem {
+    ra_layout_t *layout;
+    double flops;
+    double seconds[ROUNDS]; /* of a layer on the slowest GPU */
+    uint16_t *samples;      /* [SAMPLES][width], all over the first alone_tokens */
+} problem_t;
+
 typedef struct bench {
     const bench_case_t *c;
     int heads;
     int64_t width; /* heads * DIM */
     int64_t part_keys;
-    ra_document_t documents[DOCUMENTS_MOST];
-    int64_t document_count, tokens, alone_tokens;
-    double flops;
-    /* One world. */
-    ra_layout_t *layout;
-    int first_device, devices;
-    double seconds[ROUNDS], still, received;
-    int rounds;
-    uint16_t *samples; /* [SAMPLES][width], all over the first alone_tokens */
+    int64_t tokens, alone_tokens;
+    int ranks, devices, rounds;
+    problem_t alone, ring;
+    double still, received; /* a layer of the ring */
 } bench_t;
 
-typedef struct rank {
+/* What a GPU has of a problem. */
+typedef struct share {
     bench_t *b;
+    problem_t *problem;
     ra_comm_t *comm;
     ra_stream_t *stream;
     int64_t rows;
@@ -82,6 +85,15 @@ typedef struct rank {
     float decay[HEADS_MOST];
     ra_softmax_ring_t *softmax;
     ra_state_scan_t *scan;
+} share_t;
+
+/* @a alone only where this is the GPU's first rank. */
+typedef struct rank {
+    bench_t *b;
+    ra_comm_t *comm;
+    ra_device_t *device;
+    bool is_first;
+    share_t alone, ring;
 } rank_t;
 
 static uint64_t mix(uint64_t *seed)
@@ -92,29 +104,30 @@ static uint64_t mix(uint64_t *seed)
     return z ^ (z >> 31);
 }
 
-static void cut_documents(bench_t *b)
+static bool cut_documents(const bench_t *b, int64_t tokens, int ranks, problem_t *problem)
 {
+    static ra_document_t documents[DOCUMENTS_MOST];
     uint64_t seed = 1;
-    int64_t left = b->tokens;
-    b->document_count = 0;
-    b->flops = 0;
-    while (left > 0 && b->document_count < DOCUMENTS_MOST) {
+    int64_t left = tokens, count = 0;
+    problem->flops = 0;
+    while (left > 0 && count < DOCUMENTS_MOST) {
         double u = (double)(mix(&seed) >> 11) * 0x1p-53;
-        int64_t length = b->c->packs ? (int64_t)(1024.0 * exp2(6.0 * u)) : b->tokens;
+        int64_t length = b->c->packs ? (int64_t)(1024.0 * exp2(6.0 * u)) : tokens;
         length = ra_min_i64(length, left);
         double n = (double)length, seen = b->c->window > 0 ? fmin((double)b->c->window, n) : n;
-        b->documents[b->document_count++] = (ra_document_t){0, length};
-        b->flops += b->c->linear
-                        ? 4.0 * DIM * DIM * b->heads * n
-                        : 4.0 * DIM * b->heads * (seen * (seen + 1) / 2 + (n - seen) * seen);
+        documents[count++] = (ra_document_t){0, length};
+        problem->flops += b->c->linear
+                              ? 4.0 * DIM * DIM * b->heads * n
+                              : 4.0 * DIM * b->heads * (seen * (seen + 1) / 2 + (n - seen) * seen);
         left -= length;
     }
+    return ra_layout_create(documents, count, TILE, ranks, b->c->kind, &problem->layout) == RA_OK;
 }
 
 /* Rows of the pattern, by position, for every run of this rank. */
-static ra_status_t fill_rows(const rank_t *r, char *rows, int64_t width, int64_t skip)
+static ra_status_t fill_rows(const share_t *r, char *rows, int64_t width, int64_t skip)
 {
-    const ra_layout_t *layout = r->b->layout;
+    const ra_layout_t *layout = r->problem->layout;
     int rank = ra_comm_rank(r->comm);
     const ra_run_t *runs = ra_layout_runs(layout, rank);
     int64_t row_bytes = 2 * width;
@@ -131,7 +144,7 @@ static ra_status_t fill_rows(const rank_t *r, char *rows, int64_t width, int64_t
 }
 
 /* As a model does: where the ring wants them. */
-static ra_status_t place_keys(rank_t *r)
+static ra_status_t place_keys(share_t *r)
 {
     int64_t plane_rows = r->rows;
     if (r->softmax != NULL) {
@@ -146,7 +159,7 @@ static ra_status_t place_keys(rank_t *r)
     return RA_OK;
 }
 
-static ra_status_t make_inputs(rank_t *r)
+static ra_status_t make_inputs(share_t *r)
 {
     ra_device_t *device = ra_stream_device(r->stream);
     int64_t row_bytes = r->width * 2, values = PATTERN * r->width;
@@ -167,7 +180,7 @@ static ra_status_t make_inputs(rank_t *r)
     return ra_stream_sync(r->stream);
 }
 
-static ra_status_t make_plan(rank_t *r)
+static ra_status_t make_plan(share_t *r)
 {
     const bench_case_t *c = r->b->c;
     float scale = 1.0f / sqrtf((float)DIM);
@@ -176,7 +189,7 @@ static ra_status_t make_plan(rank_t *r)
         r->decay[h] = -exp2f(-8.0f * (float)(h + 1) / (float)heads);
     }
     if (c->linear) {
-        ra_state_scan_params_t scan = {.layout = r->b->layout,
+        ra_state_scan_params_t scan = {.layout = r->problem->layout,
                                        .heads = heads,
                                        .key_dim = DIM,
                                        .value_dim = DIM,
@@ -184,7 +197,7 @@ static ra_status_t make_plan(rank_t *r)
                                        .dtype = RA_BF16};
         return ra_state_scan_create(r->comm, r->stream, &scan, &r->scan);
     }
-    ra_softmax_ring_params_t softmax = {.layout = r->b->layout,
+    ra_softmax_ring_params_t softmax = {.layout = r->problem->layout,
                                         .heads = heads,
                                         .kv_heads = heads / GROUP,
                                         .head_dim = DIM,
@@ -198,7 +211,7 @@ static ra_status_t make_plan(rank_t *r)
     return ra_softmax_ring_create(r->comm, r->stream, &softmax, &r->softmax);
 }
 
-static ra_status_t run_layer(const rank_t *r)
+static ra_status_t run_layer(const share_t *r)
 {
     if (r->scan != NULL) {
         ra_state_scan_io_t io = {.q = r->q,
@@ -217,44 +230,51 @@ static ra_status_t run_layer(const rank_t *r)
     return ra_softmax_ring_run(r->softmax, &io);
 }
 
-/* Seconds of @a layers, by the wall clock of all ranks. */
-static ra_status_t time_layers(const rank_t *r, int layers, double *seconds)
+/* Seconds of a layer, by the clock of the slowest rank. */
+static ra_status_t time_layers(const rank_t *r, const share_t *share, int layers, double *seconds)
 {
+    double mine, all[RANKS_MOST] = {0};
     RA_TRY(ra_comm_barrier(r->comm));
     double begin = ra_clock_s();
-    for (int i = 0; i < layers; i++) {
-        RA_TRY(run_layer(r));
+    for (int i = 0; i < layers && share->stream != NULL; i++) {
+        RA_TRY(run_layer(share));
     }
-    RA_TRY(ra_stream_sync(r->stream));
-    RA_TRY(ra_comm_barrier(r->comm));
-    *seconds = ra_clock_s() - begin;
-    return RA_OK;
-}
-
-/* Until rank 0 has seen enough seconds. */
-static ra_status_t warm(const rank_t *r, int layers)
-{
-    for (double spent = 0; spent < warm_up;) {
-        double seconds = 0, all[RANKS_MOST];
-        RA_TRY(time_layers(r, layers, &seconds));
-        RA_TRY(ra_comm_allgather(r->comm, &seconds, sizeof(seconds), all));
-        spent += all[0];
+    if (share->stream != NULL) {
+        RA_TRY(ra_stream_sync(share->stream));
+    }
+    mine = (ra_clock_s() - begin) / layers;
+    RA_TRY(ra_comm_allgather(r->comm, &mine, sizeof(mine), all));
+    *seconds = 0;
+    for (int i = 0; i < r->b->ranks; i++) {
+        *seconds = fmax(*seconds, all[i]);
     }
     return RA_OK;
 }
 
-static ra_status_t keep_samples(const rank_t *r)
+/* Of one layer, about. */
+static double guess_seconds(const problem_t *problem, const bench_t *b)
 {
-    bench_t *b = r->b;
+    return problem->flops / problem->layout->ranks / (b->c->linear ? 100e12 : 600e12);
+}
+
+static int layers_of_round(double guess)
+{
+    return (int)fmin(100.0, fmax(1.0, 0.3 / guess));
+}
+
+static ra_status_t keep_samples(const share_t *r)
+{
+    const bench_t *b = r->b;
+    const ra_layout_t *layout = r->problem->layout;
     int rank = ra_comm_rank(r->comm);
-    const ra_run_t *runs = ra_layout_runs(b->layout, rank);
-    for (int64_t i = 0; i < ra_layout_run_count(b->layout, rank); i++) {
-        int64_t begin = b->layout->document_row[runs[i].document] + runs[i].start;
+    const ra_run_t *runs = ra_layout_runs(layout, rank);
+    for (int64_t i = 0; i < ra_layout_run_count(layout, rank); i++) {
+        int64_t begin = layout->document_row[runs[i].document] + runs[i].start;
         for (int64_t s = 0; s < SAMPLES; s++) {
             int64_t apart = b->alone_tokens / SAMPLES;
             int64_t token = s * apart + s % ra_min_i64(191, apart), at = token - begin;
             if (at >= 0 && at < runs[i].count) {
-                RA_TRY(ra_stream_copy(r->stream, b->samples + s * b->width,
+                RA_TRY(ra_stream_copy(r->stream, r->problem->samples + s * b->width,
                                       r->o + (runs[i].local + at) * b->width * 2, b->width * 2));
             }
         }
@@ -262,71 +282,93 @@ static ra_status_t keep_samples(const rank_t *r)
     return ra_stream_sync(r->stream);
 }
 
-/* Of one layer, about. */
-static double guess_seconds(const bench_t *b, int ranks)
-{
-    return b->flops / ranks / (b->c->linear ? 100e12 : 600e12);
-}
-
-static ra_status_t measure_rank(rank_t *r)
+/* Rounds of the GPUs alone and of the ring in turn; ring->seconds of rank 0 are kept. */
+static ra_status_t measure_rounds(const rank_t *r)
 {
     bench_t *b = r->b;
-    int ranks = ra_comm_size(r->comm);
-    double guess = guess_seconds(b, ranks), seconds = 0, still = 0;
-    bool brief = guess < long_layer;
-    int layers = (int)fmin(100.0, fmax(1.0, 0.3 / guess)), rounds = brief ? ROUNDS : 1;
-    RA_TRY(make_plan(r));
-    RA_TRY(make_inputs(r));
-    if (brief) {
-        RA_TRY(warm(r, layers));
+    double guess = guess_seconds(&b->ring, b), alone_guess = guess_seconds(&b->alone, b);
+    int layers = layers_of_round(guess), alone_layers = layers_of_round(alone_guess);
+    int rounds = fmax(guess, alone_guess) < long_layer ? ROUNDS : 1;
+    double seconds, alone_seconds, still = 0, all[RANKS_MOST] = {0};
+    for (double spent = 0; guess < warm_by_itself && spent < warm_up;) {
+        RA_TRY(time_layers(r, &r->ring, layers, &seconds));
+        spent += seconds * layers;
     }
     RA_TRY(ra_comm_measure_waits(r->comm, true));
     for (int i = 0; i < rounds; i++) {
-        RA_TRY(time_layers(r, layers, &seconds));
+        RA_TRY(time_layers(r, &r->alone, alone_layers, &alone_seconds));
+        RA_TRY(time_layers(r, &r->ring, layers, &seconds));
         if (ra_comm_rank(r->comm) == 0) {
-            b->seconds[i] = seconds / layers;
-            b->rounds = rounds;
+            b->alone.seconds[i] = alone_seconds;
+            b->ring.seconds[i] = seconds;
         }
     }
     RA_TRY(ra_comm_waited(r->comm, &still));
-    double all[RANKS_MOST] = {0};
     still /= (double)rounds * layers;
     RA_TRY(ra_comm_allgather(r->comm, &still, sizeof(still), all));
-    if (ra_comm_rank(r->comm) == 0) {
-        ra_ring_stats_t stats =
-            r->scan != NULL ? ra_state_scan_stats(r->scan) : ra_softmax_ring_stats(r->softmax);
-        b->received = (double)stats.received_bytes / (double)stats.calls;
-        b->still = 0;
-        for (int i = 0; i < ranks; i++) {
-            b->still = fmax(b->still, all[i]);
-        }
+    for (int i = 0; ra_comm_rank(r->comm) == 0 && i < b->ranks; i++) {
+        b->still = fmax(b->still, all[i]);
+        b->rounds = rounds;
     }
-    return keep_samples(r);
+    return RA_OK;
+}
+
+static ra_status_t make_share(rank_t *r, ra_comm_t *comm, problem_t *problem, share_t *share)
+{
+    bench_t *b = r->b;
+    *share = (share_t){.b = b, .problem = problem, .comm = comm};
+    share->rows = problem->layout->rows[ra_comm_rank(comm)];
+    share->width = b->width;
+    share->kv_width = b->c->linear ? b->width : b->width / GROUP;
+    RA_TRY(ra_stream_create(r->device, &share->stream));
+    RA_TRY(ra_comm_attach(comm, share->stream));
+    RA_TRY(make_plan(share));
+    return make_inputs(share);
+}
+
+static void free_share(rank_t *r, share_t *share)
+{
+    ra_softmax_ring_destroy(share->softmax);
+    ra_state_scan_destroy(share->scan);
+    char *memory[] = {share->q, share->kv, share->o, share->pattern};
+    for (size_t i = 0; i < RA_ARRAY_LEN(memory); i++) {
+        ra_device_free(r->device, memory[i]);
+    }
+    ra_stream_destroy(share->stream);
+}
+
+/* @a alone is a world of this rank only. */
+static ra_status_t measure_rank(ra_comm_t *alone, void *arg)
+{
+    rank_t *r = arg;
+    bench_t *b = r->b;
+    ra_status_t status = RA_OK;
+    if (r->is_first) {
+        RA_TRY_GOTO(make_share(r, alone, &b->alone, &r->alone), out);
+    }
+    RA_TRY_GOTO(make_share(r, r->comm, &b->ring, &r->ring), out);
+    RA_TRY_GOTO(measure_rounds(r), out);
+    RA_TRY_GOTO(keep_samples(&r->ring), out);
+    if (ra_comm_rank(r->comm) == 0) {
+        ra_ring_stats_t stats = r->ring.scan != NULL ? ra_state_scan_stats(r->ring.scan)
+                                                     : ra_softmax_ring_stats(r->ring.softmax);
+        b->received = (double)stats.received_bytes / (double)stats.calls;
+        RA_TRY_GOTO(keep_samples(&r->alone), out);
+    }
+out:
+    free_share(r, &r->alone);
+    free_share(r, &r->ring);
+    return status;
 }
 
 static ra_status_t rank_main(ra_comm_t *comm, void *arg)
 {
     bench_t *b = arg;
-    rank_t r = {.b = b, .comm = comm};
-    ra_device_t *device = NULL;
-    ra_status_t status;
-    int index = (b->first_device + ra_comm_rank(comm)) % b->devices;
-    r.rows = b->layout->rows[ra_comm_rank(comm)];
-    r.width = b->width;
-    r.kv_width = b->c->linear ? b->width : b->width / GROUP;
-    RA_TRY(ra_device_open("cuda", index, NULL, &device));
-    RA_TRY_GOTO(ra_stream_create(device, &r.stream), out);
-    RA_TRY_GOTO(ra_comm_attach(comm, r.stream), out);
-    status = measure_rank(&r);
-    ra_softmax_ring_destroy(r.softmax);
-    ra_state_scan_destroy(r.scan);
-    char *memory[] = {r.q, r.kv, r.o, r.pattern};
-    for (size_t i = 0; i < RA_ARRAY_LEN(memory); i++) {
-        ra_device_free(device, memory[i]);
-    }
-out:
-    ra_stream_destroy(r.stream);
-    ra_device_close(device);
+    int rank = ra_comm_rank(comm);
+    rank_t r = {.b = b, .comm = comm, .is_first = rank < b->devices};
+    RA_TRY(ra_device_open("cuda", rank % b->devices, NULL, &r.device));
+    ra_status_t status = ra_ranks_run("peer", 1, measure_rank, &r);
+    ra_device_close(r.device);
     return status;
 }
 
@@ -336,38 +378,11 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* @return median seconds of a layer. */
-static double run_world(bench_t *b, const char *transport, int ranks, int first_device)
+/* Flops a second. */
+static double rate_of(problem_t *problem, int rounds)
 {
-    b->first_device = first_device;
-    memset(b->samples, 0xff, (size_t)(SAMPLES * b->width) * 2);
-    ra_status_t status =
-        ra_layout_create(b->documents, b->document_count, TILE, ranks, b->c->kind, &b->layout);
-    if (status == RA_OK) {
-        status = ra_ranks_run(transport, ranks, rank_main, b);
-    }
-    if (status != RA_OK) {
-        exit(ra_status_exit_code(status));
-    }
-    ra_layout_destroy(b->layout);
-    qsort(b->seconds, (size_t)b->rounds, sizeof(double), ascending);
-    return b->seconds[b->rounds / 2];
-}
-
-/* Flops a second of the slowest of the GPUs, each with all tokens (or 2^20) to itself. */
-static double rate_alone(bench_t *b, int gpus)
-{
-    int64_t tokens = b->tokens;
-    double slowest = 0;
-    b->tokens = b->alone_tokens;
-    cut_documents(b);
-    for (int d = 0; d < gpus && (d == 0 || guess_seconds(b, 1) < long_layer); d++) {
-        slowest = fmax(slowest, run_world(b, "peer", 1, d));
-    }
-    double flops = b->flops;
-    b->tokens = tokens;
-    cut_documents(b);
-    return flops / slowest;
+    qsort(problem->seconds, (size_t)rounds, sizeof(double), ascending);
+    return problem->flops / problem->seconds[rounds / 2];
 }
 
 /* Relative L2 distance of the samples. */
@@ -382,32 +397,43 @@ static double difference(const uint16_t *got, const uint16_t *want, int64_t coun
     return sqrt(error / norm);
 }
 
-static bool measure(bench_t *b, const char *transport, int ranks)
+static bool report(bench_t *b, const char *transport)
 {
-    int gpus = ranks < b->devices ? ranks : b->devices;
-    size_t bytes = (size_t)(SAMPLES * b->width) * 2;
-    b->alone_tokens = ra_min_i64(b->tokens, ALONE_MOST);
-    double alone = rate_alone(b, gpus);
-    uint16_t *want = malloc(bytes);
-    if (want == NULL) {
-        exit(5);
-    }
-    memcpy(want, b->samples, bytes);
-    double ring = run_world(b, transport, ranks, 0), rate = b->flops / ring / gpus;
-    double wrong = difference(b->samples, want, SAMPLES * b->width);
+    int gpus = b->ranks < b->devices ? b->ranks : b->devices;
+    double alone = rate_of(&b->alone, b->rounds), rate = rate_of(&b->ring, b->rounds) / gpus;
+    double wrong = difference(b->ring.samples, b->alone.samples, SAMPLES * b->width);
+    double seconds = b->ring.seconds[b->rounds / 2];
     bool right = wrong < 4e-3;
     printf(
         "%-8s %-5s heads %d ranks %d gpus %d tokens %-8lld documents %-4lld %9.3f ms %6.1f TFLOP/s"
         " a GPU | one GPU %6.1f | ratio %.3f | still %4.1f %% | %7.1f MB in | difference %.1e%s\n",
-        b->c->name, transport, b->heads, ranks, gpus, (long long)b->tokens,
-        (long long)b->document_count, ring * 1e3, rate * 1e-12, alone * 1e-12, rate / alone,
-        100.0 * b->still / ring, b->received * 1e-6, wrong, right ? "" : " WRONG");
+        b->c->name, transport, b->heads, b->ranks, gpus, (long long)b->tokens,
+        (long long)b->ring.layout->document_count, seconds * 1e3, rate * 1e-12, alone * 1e-12,
+        rate / alone, 100.0 * b->still / seconds, b->received * 1e-6, wrong, right ? "" : " WRONG");
     fflush(stdout);
-    free(want);
     return right;
 }
 
-static bool measure_named(bench_t *b, const char *text, const char *transport, int ranks)
+static bool measure(bench_t *b, const char *transport)
+{
+    size_t bytes = (size_t)(SAMPLES * b->width) * 2;
+    b->alone_tokens = ra_min_i64(b->tokens, ALONE_MOST);
+    b->still = 0;
+    bool fits = cut_documents(b, b->alone_tokens, 1, &b->alone) &&
+                cut_documents(b, b->tokens, b->ranks, &b->ring);
+    memset(b->alone.samples, 0xff, bytes);
+    memset(b->ring.samples, 0xff, bytes);
+    ra_status_t status = fits ? ra_ranks_run(transport, b->ranks, rank_main, b) : RA_ERR_NOMEM;
+    if (status != RA_OK) {
+        exit(ra_status_exit_code(status));
+    }
+    bool right = report(b, transport);
+    ra_layout_destroy(b->alone.layout);
+    ra_layout_destroy(b->ring.layout);
+    return right;
+}
+
+static bool measure_named(bench_t *b, const char *text, const char *transport)
 {
     const char *colon = strchr(text, ':');
     for (size_t i = 0; i < RA_ARRAY_LEN(cases) && colon != NULL; i++) {
@@ -422,7 +448,7 @@ static bool measure_named(bench_t *b, const char *text, const char *transport, i
                 b->heads > HEADS_MOST || b->heads % GROUP != 0) {
                 break;
             }
-            return measure(b, transport, ranks);
+            return measure(b, transport);
         }
     }
     fprintf(stderr, "ring_device_perf: cannot run '%s'\n", text);
@@ -438,8 +464,8 @@ int main(int argc, char **argv)
     }
     static bench_t b;
     bool right = true;
-    int ranks = atoi(argv[2]);
-    if (ranks < 1 || ranks > RANKS_MOST) {
+    b.ranks = atoi(argv[2]);
+    if (b.ranks < 1 || b.ranks > RANKS_MOST) {
         fprintf(stderr, "ring_device_perf: 1 to %d ranks, not '%s'\n", RANKS_MOST, argv[2]);
         return 2;
     }
@@ -447,13 +473,15 @@ int main(int argc, char **argv)
     if (status != RA_OK) {
         return ra_status_exit_code(status);
     }
-    b.samples = malloc((size_t)SAMPLES * HEADS_MOST * DIM * 2);
-    if (b.samples == NULL) {
+    b.alone.samples = malloc((size_t)SAMPLES * HEADS_MOST * DIM * 2);
+    b.ring.samples = malloc((size_t)SAMPLES * HEADS_MOST * DIM * 2);
+    if (b.alone.samples == NULL || b.ring.samples == NULL) {
         return 5;
     }
     for (int i = 3; i < argc; i++) {
-        right = measure_named(&b, argv[i], argv[1], ranks) && right;
+        right = measure_named(&b, argv[i], argv[1]) && right;
     }
-    free(b.samples);
+    free(b.alone.samples);
+    free(b.ring.samples);
     return right ? 0 : 1;
 }
