@@ -14,7 +14,7 @@
  *
  * Layers are queued one after another and the wall clock of all ranks is divided by their number.
  * Rounds of the ring follow rounds of every GPU with all tokens (or 2^20) to itself, all GPUs at
- * once, so that both find the GPUs as hot as each other: from rest, a GPU loses 3 % of its clock
+ * once, so that both find the GPUs as hot as each other: from rest, a GPU loses 3 % of its rate
  * over some seconds. Medians. Layers of more than a second are run once. Flops: softmax 4 D a
  * visible pair and head, linear 4 D^2 a token and head. `still` is the part of the ring's time in
  * which the compute stream of the slowest rank waited for transfers outside kernels. `ratio` is the
