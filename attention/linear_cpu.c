@@ -57,17 +57,17 @@ static void task(void *arg, int64_t index)
 
 /*
  * As many as share a task while every thread has one, or two where segments differ in length:
- * neighbouring heads share pages and cache lines that are fetched ahead.
+ * neighbouring heads share pages and cache lines that are fetched ahead. Evenly cut: the longest
+ * task is what all wait for.
  */
 static int64_t heads_of_task(const ra_linear_args_t *args, int64_t threads)
 {
     int64_t state = (int64_t)args->key_dim * args->value_dim;
-    int64_t heads = ra_min_i64(ra_min_i64(TASK_STATE / state, MAX_TASK_HEADS), args->heads);
+    int64_t most = ra_max_i64(ra_min_i64(TASK_STATE / state, MAX_TASK_HEADS), 1);
     int64_t wanted = threads > 1 && args->segment_count > 1 ? 2 * threads : threads;
-    while (heads > 1 && args->segment_count * ra_ceil_div(args->heads, heads) < wanted) {
-        heads--;
-    }
-    return ra_max_i64(heads, 1);
+    int64_t groups = ra_max_i64(ra_ceil_div(args->heads, most),
+                                ra_ceil_div(wanted, ra_max_i64(args->segment_count, 1)));
+    return ra_ceil_div(args->heads, ra_min_i64(groups, args->heads));
 }
 
 static ra_status_t run(const ra_linear_args_t *args, bool state_only, ra_stream_t *stream)
