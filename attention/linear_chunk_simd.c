@@ -3,7 +3,7 @@
  * set.
  *
  * Contract   attention/linear_chunk.h; oracle linear_ref.c; products in linear_tile.h.
- * A chunk of n <= C tokens: pack q, k, v of the head, then scores, outputs, state. Packing makes
+ * A chunk of n <= C tokens: pack k and v of the head, then scores, outputs, state. Packing makes
  * rows adjacent (rows H D floats apart fall into few cache sets) and lets o lie on v. The state
  * needs k and v only and takes the same path with and without outputs.
  *
@@ -31,11 +31,13 @@ typedef struct work {
     const ra_linear_task_t *task;
     ra_linear_chunk_t chunk; /* of the head at hand */
     int64_t head;
-    float *states;                                    /* [heads of the task, key_dim, value_step] */
-    float *query, *key_columns, *key_decayed, *value; /* writable views of the chunk's */
-    float *weight;     /* decay per token: [CHUNK, CHUNK] W, 0 above the diagonal */
+    float *states;              /* [heads of the task, key_dim, value_step] */
+    float *key_columns, *value; /* writable views of the chunk's */
+    float *weight;              /* decay per token: [CHUNK, CHUNK] W, 0 above the diagonal */
     float *power;      /* constant decay: [heads, 2 CHUNK] e^{g (CHUNK - 1 - x)}, 0 from CHUNK on */
     float *row_factor; /* [heads, CHUNK] e^{b_i} */
+    const float **piece; /* [most_pieces()] */
+    int64_t chances;
     ra_linear_ahead_t ahead;
 } work_t;
 
@@ -44,57 +46,58 @@ static int64_t pad(int64_t n)
     return ra_ceil_div(n, ALIGN) * ALIGN;
 }
 
-/*
- * Steps of a chunk's products for each piece to fetch. Evenly spread, fetching does not hold up the
- * products' own loads; fewer than 8 would break up their loops.
- */
-static int64_t fetch_steps(const work_t *work)
+/* Times that the products of a head's chunk look whether a piece is due; a few more in truth. */
+static int64_t fetch_chances(const work_t *work)
 {
     const ra_linear_chunk_t *c = &work->chunk;
-    int64_t panels = ra_ceil_div(c->value_dim, RA_TILE_COLS);
+    int64_t panels = ra_ceil_div(c->value_dim, RA_TILE_COLS), rows = CHUNK / RA_LINEAR_ROWS;
     int64_t steps = c->key_dim / RA_LINEAR_ROWS * panels * CHUNK;
-    int64_t pieces = CHUNK * (ra_ceil_div(c->key_dim, RA_LINEAR_PIECE) +
-                              ra_ceil_div(c->value_dim, RA_LINEAR_PIECE));
     if (!work->task->state_only) {
-        steps += CHUNK / RA_LINEAR_ROWS * (c->key_dim + panels * (c->key_dim + CHUNK / 2));
-        pieces *= 2;
+        steps += rows * (c->key_dim + panels * (c->key_dim + CHUNK / 2));
     }
-    return ra_max_i64(steps / pieces / RA_LINEAR_UNROLL * RA_LINEAR_UNROLL, 8);
+    return ra_max_i64(steps / RA_LINEAR_UNROLL, 1);
+}
+
+/* The pieces of CHUNK rows of all sources and heads, for one head to fetch its share of. */
+static int64_t most_pieces(const ra_linear_task_t *task)
+{
+    int64_t keys = ra_ceil_div(task->head_count * task->args->key_dim, RA_LINEAR_PIECE);
+    int64_t values = ra_ceil_div(task->head_count * task->args->value_dim, RA_LINEAR_PIECE);
+    return (ra_ceil_div(CHUNK, task->head_count) + 1) * 2 * (keys + values);
 }
 
 static ra_status_t work_init(work_t *work, const ra_linear_task_t *task)
 {
     const ra_linear_args_t *args = task->args;
-    int64_t key_dim = args->key_dim, key_step = pad(key_dim), value_step = pad(args->value_dim);
+    int64_t key_dim = args->key_dim, value_step = pad(args->value_dim);
     int64_t state = key_dim * value_step, heads = task->head_count;
-    int64_t floats = heads * (state + 3 * CHUNK) + CHUNK * value_step + (2 * CHUNK) * key_step +
-                     key_dim * CHUNK + 2 * CHUNK * CHUNK;
-    float *at = ra_scratch(0, floats * (int64_t)sizeof(*at));
+    int64_t floats = heads * (state + 3 * CHUNK) + CHUNK * value_step + key_dim * CHUNK +
+                     RA_LINEAR_ROWS * CHUNK + CHUNK * CHUNK;
+    int64_t piece_bytes = most_pieces(task) * (int64_t)sizeof(float *);
+    float *at = ra_scratch(0, floats * (int64_t)sizeof(*at) + piece_bytes);
     if (at == NULL) {
         return RA_ERR_NOMEM;
     }
     *work = (work_t){.task = task,
                      .chunk = {.key_dim = key_dim,
                                .value_dim = args->value_dim,
-                               .key_step = key_step,
                                .value_step = value_step,
                                .score_step = CHUNK,
+                               .scale = args->scale,
+                               .query_step = args->q_stride,
                                .o_step = args->o_stride}};
     work->states = at;
     work->value = at + heads * state;
-    work->query = work->value + CHUNK * value_step;
-    work->key_decayed = work->query + CHUNK * key_step;
-    work->key_columns = work->key_decayed + CHUNK * key_step;
+    work->key_columns = work->value + CHUNK * value_step;
     work->chunk.score = work->key_columns + key_dim * CHUNK;
-    work->weight = work->chunk.score + CHUNK * CHUNK;
+    work->weight = work->chunk.score + RA_LINEAR_ROWS * CHUNK;
     work->power = work->weight + CHUNK * CHUNK;
     work->row_factor = work->power + heads * 2 * CHUNK;
+    work->piece = (const float **)(work->row_factor + heads * CHUNK);
     work->chunk.value = work->value;
-    work->chunk.query = work->query;
-    work->chunk.key_decayed = work->key_decayed;
     work->chunk.key_columns = work->key_columns;
     work->chunk.ahead = &work->ahead;
-    work->ahead.steps = fetch_steps(work);
+    work->chances = fetch_chances(work);
     return RA_OK;
 }
 
@@ -204,36 +207,49 @@ RA_INLINE void pack_row(const float *from, int64_t width, float factor, float *t
     }
 }
 
-/* What the state needs. */
-static void pack_key_value(work_t *work, int64_t row)
+/* v, or what the state needs: v~. */
+static void pack_value(work_t *work, int64_t row, bool decayed)
 {
     const ra_linear_args_t *args = work->task->args;
     const ra_linear_chunk_t *c = &work->chunk;
-    const float *k = (const float *)args->k + row * args->k_stride + work->head * c->key_dim;
     const float *v = (const float *)args->v + row * args->v_stride + work->head * c->value_dim;
     const float *to_end = c->weight + (c->tokens - 1) * c->weight_step;
     for (int64_t j = 0; j < c->tokens; j++) {
-        pack_row(v + j * args->v_stride, c->value_dim, 1, work->value + j * c->value_step);
-        pack_row(k + j * args->k_stride, c->key_dim, to_end[j],
-                 work->key_decayed + j * c->key_step);
+        pack_row(v + j * args->v_stride, c->value_dim, decayed ? to_end[j] : 1,
+                 work->value + j * c->value_step);
     }
 }
 
-/* What the outputs need besides. */
-static void pack_query_key(work_t *work, int64_t row)
+/* v becomes v~. */
+static void decay_value(work_t *work)
+{
+    const ra_linear_chunk_t *c = &work->chunk;
+    const float *to_end = c->weight + (c->tokens - 1) * c->weight_step;
+    for (int64_t j = 0; j < c->tokens; j++) {
+        float *row = work->value + j * c->value_step;
+        pack_row(row, c->value_step, to_end[j], row);
+    }
+}
+
+static void pack_key_columns(work_t *work, int64_t row)
 {
     const ra_linear_args_t *args = work->task->args;
     const ra_linear_chunk_t *c = &work->chunk;
-    const float *q = (const float *)args->q + row * args->q_stride + work->head * c->key_dim;
     const float *k = (const float *)args->k + row * args->k_stride + work->head * c->key_dim;
-    for (int64_t i = 0; i < c->tokens; i++) {
-        pack_row(q + i * args->q_stride, c->key_dim, args->scale, work->query + i * c->key_step);
-    }
     ra_transpose(k, args->k_stride, c->tokens, c->key_dim, work->key_columns, CHUNK);
     int64_t rest = pad(c->tokens) - c->tokens;
     for (int64_t d = 0; rest > 0 && d < c->key_dim; d++) {
         memset(work->key_columns + d * CHUNK + c->tokens, 0, (size_t)rest * sizeof(float));
     }
+}
+
+/* Add the pieces of a row. @return pieces so far. */
+static int64_t add_pieces(work_t *work, const float *row, int64_t width, int64_t count)
+{
+    for (int64_t at = 0; at < width; at += RA_LINEAR_PIECE) {
+        work->piece[count++] = row + at;
+    }
+    return count;
 }
 
 /*
@@ -245,26 +261,26 @@ static void look_ahead(work_t *work, int64_t index, int64_t row, int64_t count)
     const ra_linear_task_t *task = work->task;
     const ra_linear_args_t *args = task->args;
     const ra_linear_chunk_t *c = &work->chunk;
-    int64_t rows = ra_max_i64(ra_min_i64(count, CHUNK), 0);
-    int64_t begin = rows * index / task->head_count;
+    int64_t rows = ra_max_i64(ra_min_i64(count, CHUNK), 0), pieces = 0;
+    int64_t end = row + rows * (index + 1) / task->head_count;
     int64_t keys = task->head_count * c->key_dim, values = task->head_count * c->value_dim;
     int64_t key_at = task->head * c->key_dim, value_at = task->head * c->value_dim;
-    row += begin;
-    work->ahead = (ra_linear_ahead_t){
-        .source = {{(const float *)args->k + row * args->k_stride + key_at, args->k_stride, keys},
-                   {(const float *)args->v + row * args->v_stride + value_at, args->v_stride,
-                    values}},
-        .sources = 2,
-        .rows = rows * (index + 1) / task->head_count - begin,
-        .steps = work->ahead.steps,
-    };
-    if (!task->state_only) {
-        work->ahead.source[2] = (ra_linear_rows_t){
-            (const float *)args->q + row * args->q_stride + key_at, args->q_stride, keys};
-        work->ahead.source[3] = (ra_linear_rows_t){
-            (const float *)args->o + row * args->o_stride + value_at, args->o_stride, values};
-        work->ahead.sources = 4;
+    for (int64_t r = row + rows * index / task->head_count; r < end; r++) {
+        pieces =
+            add_pieces(work, (const float *)args->k + r * args->k_stride + key_at, keys, pieces);
+        pieces = add_pieces(work, (const float *)args->v + r * args->v_stride + value_at, values,
+                            pieces);
+        if (!task->state_only) {
+            pieces = add_pieces(work, (const float *)args->q + r * args->q_stride + key_at, keys,
+                                pieces);
+            pieces = add_pieces(work, (const float *)args->o + r * args->o_stride + value_at,
+                                values, pieces);
+        }
     }
+    work->ahead = (ra_linear_ahead_t){
+        .piece = work->piece,
+        .end = work->piece + pieces,
+        .rate = (uint32_t)(UINT32_MAX * fmin((double)pieces / (double)work->chances, 1.0))};
 }
 
 /* One head of the chunk that starts `done` tokens into the segment. */
@@ -283,12 +299,13 @@ static void run_chunk(work_t *work, int64_t index, int64_t done)
     }
     look_ahead(work, index, row + c->tokens, left - c->tokens);
     c->state_factor = c->row_factor[c->tokens - 1];
-    pack_key_value(work, row);
+    pack_value(work, row, task->state_only);
+    pack_key_columns(work, row);
     if (!task->state_only) {
-        pack_query_key(work, row);
+        c->query = (const float *)args->q + row * args->q_stride + work->head * c->key_dim;
         c->o = (float *)args->o + row * args->o_stride + work->head * c->value_dim;
-        ra_linear_scores(c);
         ra_linear_outputs(c);
+        decay_value(work);
     }
     ra_linear_update(c);
 }

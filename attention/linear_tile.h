@@ -2,9 +2,9 @@
  * @file  attention/linear_tile.h
  * @brief The three products of a linear chunk on register tiles, each with its scaling fused in.
  *
- *     score   P_ij = W_ij sum_d q_id k_jd                               j <= i
- *     output  o_ie = f_i sum_d q_id S_de + sum_j P_ij v_je
- *     state   S_de = f S_de + sum_j k~_jd v_je
+ *     score   P_ij = scale W_ij sum_d q_id k_jd                         j <= i
+ *     output  o_ie = scale f_i sum_d q_id S_de + sum_j P_ij v_je
+ *     state   S_de = f S_de + sum_j k_jd v~_je                          v~_j = e^{b_n - b_j} v_j
  *
  * For sources of ra_isa_sources(). A tile is RA_LINEAR_ROWS rows by RA_TILE_VECS vectors, as in
  * base/gemm_tile.h. Every element is one chain of vf_fma over ascending depth, so its bits do not
@@ -24,43 +24,34 @@ enum {
     RA_LINEAR_PIECE = 64 /* floats fetched ahead at a time */
 };
 
-/** Rows of one head in memory. */
-typedef struct ra_linear_rows {
-    const float *at;
-    int64_t step, width; /**< floats between rows, floats of a row */
-} ra_linear_rows_t;
-
 /**
- * What the next chunk will read and write. A head's part of a row lies far from the next row's,
- * which hardware does not foresee, so the products fetch the rows piece by piece as they go.
+ * What the next chunk will read and write, in pieces. A head's part of a row lies far from the next
+ * row's, which hardware does not foresee, so the products fetch the pieces as they go, evenly: one
+ * whenever `due`, to which each RA_LINEAR_UNROLL steps add `rate`, passes 2^32.
  */
 typedef struct ra_linear_ahead {
-    ra_linear_rows_t source[4]; /**< k, v and, for outputs, q, o */
-    int sources;
-    int64_t rows;
-    int64_t steps; /**< of a product from one piece to the next, a multiple of RA_LINEAR_UNROLL */
-    int next;      /**< piece to fetch: source, row and first float */
-    int64_t row, at;
+    const float *const *piece, *const *end; /**< those not fetched yet */
+    uint32_t due, rate;
 } ra_linear_ahead_t;
 
-/** A chunk of n tokens, packed. Columns round up to whole vectors, the rest of which is 0. */
+/** A chunk of n tokens. All but query and o is packed: its columns round up to whole vectors, the
+ * rest of which is 0. */
 typedef struct ra_linear_chunk {
     int64_t tokens, key_dim, value_dim;
-    int64_t key_step;         /**< floats between rows of query and of key_decayed */
-    int64_t value_step;       /**< of value and of state */
-    int64_t score_step;       /**< of score and of key_columns */
-    const float *query;       /**< [n, key_dim] scaled */
-    const float *key_columns; /**< [key_dim, n] k */
-    const float *key_decayed; /**< [n, key_dim] k~_j = e^{b_n - b_j} k_j */
-    const float *value;       /**< [n, value_dim] */
-    float *state;             /**< [key_dim, value_dim] */
-    float *score;             /**< [n, n] */
-    const float *weight;      /**< W: row i at weight + i * weight_step, 0 right of the diagonal */
-    int64_t weight_step;      /**< may be negative */
-    const float *row_factor;  /**< [n] e^{b_i} */
-    float state_factor;       /**< e^{b_n} */
-    float *o;                 /**< [n, value_dim] */
-    int64_t o_step;
+    float scale;
+    int64_t query_step, o_step; /**< floats between rows of query and of o */
+    int64_t value_step;         /**< of value and of state */
+    int64_t score_step;         /**< of score and of key_columns */
+    const float *query;         /**< [n, key_dim] */
+    const float *key_columns;   /**< [key_dim, n] k */
+    const float *value;         /**< [n, value_dim] v; for the state v~ */
+    float *state;               /**< [key_dim, value_dim] */
+    float *score;               /**< [RA_LINEAR_ROWS, n] of the rows at hand */
+    const float *weight;     /**< W: row i at weight + i * weight_step, 0 right of the diagonal */
+    int64_t weight_step;     /**< may be negative */
+    const float *row_factor; /**< [n] e^{b_i} */
+    float state_factor;      /**< e^{b_n} */
+    float *o;                /**< [n, value_dim] */
     ra_linear_ahead_t *ahead;
 } ra_linear_chunk_t;
 
@@ -86,33 +77,24 @@ RA_INLINE void ra_linear_clear(ra_linear_acc_t *acc, const int mr, const int nv)
     }
 }
 
-/* One piece of the next chunk into the L2 cache. */
+/* A piece of the next chunk into the L2 cache, where one is due. */
 RA_INLINE void ra_linear_fetch(ra_linear_ahead_t *ahead)
 {
-    enum { LINE = 16, PIECE = RA_LINEAR_PIECE }; /* floats */
-    if (ahead->row == ahead->rows) {
+    enum { LINE = 16 }; /* floats */
+    if (!__builtin_add_overflow(ahead->due, ahead->rate, &ahead->due) ||
+        ahead->piece == ahead->end) {
         return;
     }
-    const ra_linear_rows_t *source = &ahead->source[ahead->next];
-    const float *piece = source->at + ahead->row * source->step + ahead->at;
+    const float *piece = *ahead->piece++;
     RA_UNROLL
-    for (int i = 0; i < PIECE; i += LINE) {
+    for (int i = 0; i < RA_LINEAR_PIECE; i += LINE) {
         __builtin_prefetch(piece + i, 0, 2);
-    }
-    ahead->at += PIECE;
-    if (ahead->at >= source->width) {
-        ahead->at = 0;
-        ahead->next++;
-        if (ahead->next == ahead->sources) {
-            ahead->next = 0;
-            ahead->row++;
-        }
     }
 }
 
-/* acc[i][j] += row[i][at] * b[j] */
-RA_INLINE void ra_linear_step(ra_linear_acc_t *acc, const int mr, const int nv,
-                              const float *const *row, int64_t at, const float *b)
+/* acc[i][j] += a[i * a_row] * b[j] */
+RA_INLINE void ra_linear_step(ra_linear_acc_t *acc, const int mr, const int nv, const float *a,
+                              int64_t a_row, const float *b)
 {
     vf bv[RA_TILE_VECS];
     RA_UNROLL
@@ -121,7 +103,7 @@ RA_INLINE void ra_linear_step(ra_linear_acc_t *acc, const int mr, const int nv,
     }
     RA_UNROLL
     for (int i = 0; i < mr; i++) {
-        vf av = vf_set1(row[i][at]);
+        vf av = vf_set1(a[i * a_row]);
         RA_UNROLL
         for (int j = 0; j < nv; j++) {
             acc->at[i][j] = vf_fma(av, bv[j], acc->at[i][j]);
@@ -129,50 +111,42 @@ RA_INLINE void ra_linear_step(ra_linear_acc_t *acc, const int mr, const int nv,
     }
 }
 
-/* acc[i][j] += sum_k a[i * a_row + k * a_step] * b[k * b_step + j] */
+/* acc[i][j] += sum_k a[i * a_row + k] * b[k * b_step + j] */
 RA_INLINE void ra_linear_add(ra_linear_acc_t *acc, const int mr, const int nv, const float *a,
-                             int64_t a_row, int64_t a_step, const float *b, int64_t b_step,
-                             int64_t depth, ra_linear_ahead_t *ahead)
+                             int64_t a_row, const float *b, int64_t b_step, int64_t depth,
+                             ra_linear_ahead_t *ahead)
 {
-    const float *row[RA_LINEAR_ROWS];
-    RA_UNROLL
-    for (int i = 0; i < mr; i++) {
-        row[i] = a + i * a_row;
-    }
-    int64_t at = 0;
-    for (int64_t k = 0; k < depth;) {
+    int64_t k = 0;
+    for (; k + RA_LINEAR_UNROLL <= depth; k += RA_LINEAR_UNROLL) {
         ra_linear_fetch(ahead);
-        int64_t end = ra_min_i64(k + ahead->steps, depth);
-        for (; k + RA_LINEAR_UNROLL <= end; k += RA_LINEAR_UNROLL) {
-            RA_UNROLL
-            for (int u = 0; u < RA_LINEAR_UNROLL; u++, b += b_step) {
-                ra_linear_step(acc, mr, nv, row, at + u * a_step, b);
-            }
-            at += RA_LINEAR_UNROLL * a_step;
+        RA_UNROLL
+        for (int u = 0; u < RA_LINEAR_UNROLL; u++, a++, b += b_step) {
+            ra_linear_step(acc, mr, nv, a, a_row, b);
         }
-        for (; k < end; k++, at += a_step, b += b_step) {
-            ra_linear_step(acc, mr, nv, row, at, b);
-        }
+    }
+    for (; k < depth; k++, a++, b += b_step) {
+        ra_linear_step(acc, mr, nv, a, a_row, b);
     }
 }
 
 RA_INLINE void ra_linear_score_tile(const ra_linear_chunk_t *c, int64_t row, int64_t col,
                                     const int mr, const int nv)
 {
-    const vf smallest = vf_set1(FLT_MIN);
+    const vf smallest = vf_set1(FLT_MIN), scale = vf_set1(c->scale);
     ra_linear_acc_t acc;
     ra_linear_clear(&acc, mr, nv);
-    ra_linear_add(&acc, mr, nv, c->query + row * c->key_step, c->key_step, 1, c->key_columns + col,
+    ra_linear_add(&acc, mr, nv, c->query + row * c->query_step, c->query_step, c->key_columns + col,
                   c->score_step, c->key_dim, c->ahead);
     RA_UNROLL
     for (int i = 0; i < mr; i++) {
         const float *weight = c->weight + (row + i) * c->weight_step + col;
-        float *score = c->score + (row + i) * c->score_step + col;
+        float *score = c->score + i * c->score_step + col;
         RA_UNROLL
         for (int j = 0; j < nv; j++) {
             vf w = vf_load(weight + j * RA_VF_WIDTH);
             /* not the product alone: a later token's overflow must not reach row i as inf * 0 */
-            vf p = vf_select(vf_ge(w, smallest), vf_mul(w, acc.at[i][j]), vf_zero());
+            vf p = vf_mul(vf_mul(w, scale), acc.at[i][j]);
+            p = vf_select(vf_ge(w, smallest), p, vf_zero());
             vf_store(score + j * RA_VF_WIDTH, p);
         }
     }
@@ -183,19 +157,19 @@ RA_INLINE void ra_linear_output_tile(const ra_linear_chunk_t *c, int64_t row, in
 {
     ra_linear_acc_t acc;
     ra_linear_clear(&acc, mr, nv);
-    ra_linear_add(&acc, mr, nv, c->query + row * c->key_step, c->key_step, 1, c->state + col,
+    ra_linear_add(&acc, mr, nv, c->query + row * c->query_step, c->query_step, c->state + col,
                   c->value_step, c->key_dim, c->ahead);
     RA_UNROLL
     for (int i = 0; i < mr; i++) {
-        vf factor = vf_set1(c->row_factor[row + i]);
+        vf factor = vf_set1(c->scale * c->row_factor[row + i]);
         RA_UNROLL
         for (int j = 0; j < nv; j++) {
             acc.at[i][j] = vf_mul(factor, acc.at[i][j]);
         }
     }
     /* Up to the diagonal of the last row; the others meet zeros of the score. */
-    ra_linear_add(&acc, mr, nv, c->score + row * c->score_step, c->score_step, 1, c->value + col,
-                  c->value_step, row + mr, c->ahead);
+    ra_linear_add(&acc, mr, nv, c->score, c->score_step, c->value + col, c->value_step, row + mr,
+                  c->ahead);
     int last = (int)ra_min_i64(c->value_dim - col - (nv - 1) * RA_VF_WIDTH, RA_VF_WIDTH);
     RA_UNROLL
     for (int i = 0; i < mr; i++) {
@@ -224,8 +198,8 @@ RA_INLINE void ra_linear_state_tile(const ra_linear_chunk_t *c, int64_t row, int
             acc.at[i][j] = vf_mul(factor, vf_load(state + i * c->value_step + j * RA_VF_WIDTH));
         }
     }
-    ra_linear_add(&acc, mr, nv, c->key_decayed + row, 1, c->key_step, c->value + col, c->value_step,
-                  c->tokens, c->ahead);
+    ra_linear_add(&acc, mr, nv, c->key_columns + row * c->score_step, c->score_step, c->value + col,
+                  c->value_step, c->tokens, c->ahead);
     RA_UNROLL
     for (int i = 0; i < mr; i++) {
         RA_UNROLL
@@ -265,40 +239,42 @@ RA_INLINE void ra_linear_row_tiles(const ra_linear_chunk_t *c, const ra_linear_p
     }
 }
 
-/* All rows; the columns of a score end at the diagonal. */
-RA_INLINE void ra_linear_all_tiles(const ra_linear_chunk_t *c, const ra_linear_product_t product,
-                                   int64_t rows, int64_t cols)
+/* Outputs follow their rows' scores, which end at the diagonal, while the rows of q are at hand. */
+RA_INLINE void ra_linear_some_rows(const ra_linear_chunk_t *c, const ra_linear_product_t product,
+                                   int64_t row, int64_t cols, const int mr)
 {
-    const bool causal = product == RA_LINEAR_SCORE;
+    if (product == RA_LINEAR_OUTPUT) {
+        ra_linear_row_tiles(c, RA_LINEAR_SCORE, row, row + mr, mr);
+    }
+    ra_linear_row_tiles(c, product, row, cols, mr);
+}
+
+RA_INLINE void ra_linear_all_rows(const ra_linear_chunk_t *c, const ra_linear_product_t product,
+                                  int64_t rows, int64_t cols)
+{
     int64_t row = 0;
     for (; row + RA_LINEAR_ROWS <= rows; row += RA_LINEAR_ROWS) {
-        ra_linear_row_tiles(c, product, row, causal ? row + RA_LINEAR_ROWS : cols, RA_LINEAR_ROWS);
+        ra_linear_some_rows(c, product, row, cols, RA_LINEAR_ROWS);
     }
     if (row + 4 <= rows) {
-        ra_linear_row_tiles(c, product, row, causal ? row + 4 : cols, 4);
+        ra_linear_some_rows(c, product, row, cols, 4);
         row += 4;
     }
     for (; row < rows; row++) {
-        ra_linear_row_tiles(c, product, row, causal ? row + 1 : cols, 1);
+        ra_linear_some_rows(c, product, row, cols, 1);
     }
 }
 
-/** P of the whole chunk. */
-static __attribute__((noinline)) void ra_linear_scores(const ra_linear_chunk_t *c)
-{
-    ra_linear_all_tiles(c, RA_LINEAR_SCORE, c->tokens, c->tokens);
-}
-
-/** o of the whole chunk, from P and the state before it. */
+/** P and o of the whole chunk, from the state before it. */
 static __attribute__((noinline)) void ra_linear_outputs(const ra_linear_chunk_t *c)
 {
-    ra_linear_all_tiles(c, RA_LINEAR_OUTPUT, c->tokens, c->value_dim);
+    ra_linear_all_rows(c, RA_LINEAR_OUTPUT, c->tokens, c->value_dim);
 }
 
 /** The state after the chunk. */
 static __attribute__((noinline)) void ra_linear_update(const ra_linear_chunk_t *c)
 {
-    ra_linear_all_tiles(c, RA_LINEAR_STATE, c->key_dim, c->value_dim);
+    ra_linear_all_rows(c, RA_LINEAR_STATE, c->key_dim, c->value_dim);
 }
 
 #endif
