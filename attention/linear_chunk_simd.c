@@ -58,12 +58,12 @@ static int64_t fetch_chances(const work_t *work)
     return ra_max_i64(steps / RA_LINEAR_UNROLL, 1);
 }
 
-/* The pieces of CHUNK rows of all sources and heads, for one head to fetch its share of. */
+/* Of a head's share of CHUNK rows of all sources and heads. */
 static int64_t most_pieces(const ra_linear_task_t *task)
 {
     int64_t keys = ra_ceil_div(task->head_count * task->args->key_dim, RA_LINEAR_PIECE);
     int64_t values = ra_ceil_div(task->head_count * task->args->value_dim, RA_LINEAR_PIECE);
-    return (ra_ceil_div(CHUNK, task->head_count) + 1) * 2 * (keys + values);
+    return ra_ceil_div(CHUNK, task->head_count) * 2 * (keys + values);
 }
 
 static ra_status_t work_init(work_t *work, const ra_linear_task_t *task)

@@ -47,11 +47,11 @@ typedef struct ra_linear_chunk {
     const float *value;         /**< [n, value_dim] v; for the state v~ */
     float *state;               /**< [key_dim, value_dim] */
     float *score;               /**< [RA_LINEAR_ROWS, n] of the rows at hand */
-    const float *weight;     /**< W: row i at weight + i * weight_step, 0 right of the diagonal */
-    int64_t weight_step;     /**< may be negative */
-    const float *row_factor; /**< [n] e^{b_i} */
-    float state_factor;      /**< e^{b_n} */
-    float *o;                /**< [n, value_dim] */
+    const float *weight;        /**< W: row i at i * weight_step, 0 right of the diagonal */
+    int64_t weight_step;        /**< may be negative */
+    const float *row_factor;    /**< [n] e^{b_i} */
+    float state_factor;         /**< e^{b_n} */
+    float *o;                   /**< [n, value_dim] */
     ra_linear_ahead_t *ahead;
 } ra_linear_chunk_t;
 
@@ -145,7 +145,7 @@ RA_INLINE void ra_linear_score_tile(const ra_linear_chunk_t *c, int64_t row, int
         for (int j = 0; j < nv; j++) {
             vf w = vf_load(weight + j * RA_VF_WIDTH);
             /* not the product alone: a later token's overflow must not reach row i as inf * 0 */
-            vf p = vf_mul(vf_mul(w, scale), acc.at[i][j]);
+            vf p = vf_mul(w, vf_mul(scale, acc.at[i][j]));
             p = vf_select(vf_ge(w, smallest), p, vf_zero());
             vf_store(score + j * RA_VF_WIDTH, p);
         }
