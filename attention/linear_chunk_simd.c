@@ -243,11 +243,12 @@ static void pack_key_columns(work_t *work, int64_t row)
     }
 }
 
-/* Add the pieces of a row. @return pieces so far. */
-static int64_t add_pieces(work_t *work, const float *row, int64_t width, int64_t count)
+/* Add the pieces of the row at @a rows + @a at. @return pieces so far. */
+static int64_t add_pieces(work_t *work, const void *rows, int64_t at, int64_t width, int64_t count)
 {
-    for (int64_t at = 0; at < width; at += RA_LINEAR_PIECE) {
-        work->piece[count++] = row + at;
+    const float *row = (const float *)rows + at;
+    for (int64_t i = 0; i < width; i += RA_LINEAR_PIECE) {
+        work->piece[count++] = row + i;
     }
     return count;
 }
@@ -266,15 +267,11 @@ static void look_ahead(work_t *work, int64_t index, int64_t row, int64_t count)
     int64_t keys = task->head_count * c->key_dim, values = task->head_count * c->value_dim;
     int64_t key_at = task->head * c->key_dim, value_at = task->head * c->value_dim;
     for (int64_t r = row + rows * index / task->head_count; r < end; r++) {
-        pieces =
-            add_pieces(work, (const float *)args->k + r * args->k_stride + key_at, keys, pieces);
-        pieces = add_pieces(work, (const float *)args->v + r * args->v_stride + value_at, values,
-                            pieces);
+        pieces = add_pieces(work, args->k, r * args->k_stride + key_at, keys, pieces);
+        pieces = add_pieces(work, args->v, r * args->v_stride + value_at, values, pieces);
         if (!task->state_only) {
-            pieces = add_pieces(work, (const float *)args->q + r * args->q_stride + key_at, keys,
-                                pieces);
-            pieces = add_pieces(work, (const float *)args->o + r * args->o_stride + value_at,
-                                values, pieces);
+            pieces = add_pieces(work, args->q, r * args->q_stride + key_at, keys, pieces);
+            pieces = add_pieces(work, args->o, r * args->o_stride + value_at, values, pieces);
         }
     }
     work->ahead = (ra_linear_ahead_t){

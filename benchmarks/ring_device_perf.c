@@ -125,18 +125,18 @@ static bool cut_documents(const bench_t *b, int64_t tokens, int ranks, problem_t
 }
 
 /* Rows of the pattern, by position, for every run of this rank. */
-static ra_status_t fill_rows(const share_t *r, char *rows, int64_t width, int64_t skip)
+static ra_status_t fill_rows(const share_t *share, char *rows, int64_t width, int64_t skip)
 {
-    const ra_layout_t *layout = r->problem->layout;
-    int rank = ra_comm_rank(r->comm);
+    const ra_layout_t *layout = share->problem->layout;
+    int rank = ra_comm_rank(share->comm);
     const ra_run_t *runs = ra_layout_runs(layout, rank);
     int64_t row_bytes = 2 * width;
     for (int64_t i = 0; i < ra_layout_run_count(layout, rank); i++) {
         for (int64_t t = 0; t < runs[i].count;) {
             int64_t from = (runs[i].start + t + skip) % PATTERN;
             int64_t count = ra_min_i64(PATTERN - from, runs[i].count - t);
-            RA_TRY(ra_stream_copy(r->stream, rows + (runs[i].local + t) * row_bytes,
-                                  r->pattern + from * row_bytes, count * row_bytes));
+            RA_TRY(ra_stream_copy(share->stream, rows + (runs[i].local + t) * row_bytes,
+                                  share->pattern + from * row_bytes, count * row_bytes));
             t += count;
         }
     }
@@ -144,60 +144,60 @@ static ra_status_t fill_rows(const share_t *r, char *rows, int64_t width, int64_
 }
 
 /* As a model does: where the ring wants them. */
-static ra_status_t place_keys(share_t *r)
+static ra_status_t place_keys(share_t *share)
 {
-    int64_t plane_rows = r->rows;
-    if (r->softmax != NULL) {
-        r->k = ra_softmax_ring_own_kv(r->softmax, &plane_rows);
+    int64_t plane_rows = share->rows;
+    if (share->softmax != NULL) {
+        share->k = ra_softmax_ring_own_kv(share->softmax, &plane_rows);
     }
-    if (r->k == NULL) {
-        RA_TRY(ra_device_alloc(ra_stream_device(r->stream), 4 * r->rows * r->kv_width,
-                               (void **)&r->kv));
-        r->k = r->kv;
+    if (share->k == NULL) {
+        RA_TRY(ra_device_alloc(ra_stream_device(share->stream), 4 * share->rows * share->kv_width,
+                               (void **)&share->kv));
+        share->k = share->kv;
     }
-    r->v = r->k + plane_rows * r->kv_width * 2;
+    share->v = share->k + plane_rows * share->kv_width * 2;
     return RA_OK;
 }
 
-static ra_status_t make_inputs(share_t *r)
+static ra_status_t make_inputs(share_t *share)
 {
-    ra_device_t *device = ra_stream_device(r->stream);
-    int64_t row_bytes = r->width * 2, values = PATTERN * r->width;
+    ra_device_t *device = ra_stream_device(share->stream);
+    int64_t row_bytes = share->width * 2, values = PATTERN * share->width;
     uint16_t *host = malloc((size_t)values * 2);
     uint64_t seed = 7;
     for (int64_t i = 0; host != NULL && i < values; i++) {
         host[i] = ra_bf16_from_f32((float)((double)(mix(&seed) >> 11) * 0x1p-52 - 1.0));
     }
-    RA_TRY(ra_device_alloc(device, r->rows * row_bytes, (void **)&r->q));
-    RA_TRY(ra_device_alloc(device, r->rows * row_bytes, (void **)&r->o));
-    RA_TRY(place_keys(r));
-    RA_TRY(ra_device_alloc(device, values * 2, (void **)&r->pattern));
-    RA_TRY(ra_stream_copy(r->stream, r->pattern, host, values * 2));
-    RA_TRY(fill_rows(r, r->q, r->width, 0));
-    RA_TRY(fill_rows(r, r->k, r->kv_width, 1001));
-    RA_TRY(fill_rows(r, r->v, r->kv_width, 2002));
+    RA_TRY(ra_device_alloc(device, share->rows * row_bytes, (void **)&share->q));
+    RA_TRY(ra_device_alloc(device, share->rows * row_bytes, (void **)&share->o));
+    RA_TRY(place_keys(share));
+    RA_TRY(ra_device_alloc(device, values * 2, (void **)&share->pattern));
+    RA_TRY(ra_stream_copy(share->stream, share->pattern, host, values * 2));
+    RA_TRY(fill_rows(share, share->q, share->width, 0));
+    RA_TRY(fill_rows(share, share->k, share->kv_width, 1001));
+    RA_TRY(fill_rows(share, share->v, share->kv_width, 2002));
     free(host);
-    return ra_stream_sync(r->stream);
+    return ra_stream_sync(share->stream);
 }
 
-static ra_status_t make_plan(share_t *r)
+static ra_status_t make_plan(share_t *share)
 {
-    const bench_case_t *c = r->b->c;
+    const bench_case_t *c = share->b->c;
     float scale = 1.0f / sqrtf((float)DIM);
-    int heads = r->b->heads;
+    int heads = share->b->heads;
     for (int h = 0; h < heads; h++) {
-        r->decay[h] = -exp2f(-8.0f * (float)(h + 1) / (float)heads);
+        share->decay[h] = -exp2f(-8.0f * (float)(h + 1) / (float)heads);
     }
     if (c->linear) {
-        ra_state_scan_params_t scan = {.layout = r->problem->layout,
+        ra_state_scan_params_t scan = {.layout = share->problem->layout,
                                        .heads = heads,
                                        .key_dim = DIM,
                                        .value_dim = DIM,
                                        .scale = scale,
                                        .dtype = RA_BF16};
-        return ra_state_scan_create(r->comm, r->stream, &scan, &r->scan);
+        return ra_state_scan_create(share->comm, share->stream, &scan, &share->scan);
     }
-    ra_softmax_ring_params_t softmax = {.layout = r->problem->layout,
+    ra_softmax_ring_params_t softmax = {.layout = share->problem->layout,
                                         .heads = heads,
                                         .kv_heads = heads / GROUP,
                                         .head_dim = DIM,
@@ -207,27 +207,30 @@ static ra_status_t make_plan(share_t *r)
                                         .reproducible = c->reproducible,
                                         .dtype = RA_BF16,
                                         .walk = c->walk,
-                                        .part_keys = r->b->part_keys};
-    return ra_softmax_ring_create(r->comm, r->stream, &softmax, &r->softmax);
+                                        .part_keys = share->b->part_keys};
+    return ra_softmax_ring_create(share->comm, share->stream, &softmax, &share->softmax);
 }
 
-static ra_status_t run_layer(const share_t *r)
+static ra_status_t run_layer(const share_t *share)
 {
-    if (r->scan != NULL) {
-        ra_state_scan_io_t io = {.q = r->q,
-                                 .k = r->k,
-                                 .v = r->v,
-                                 .q_stride = r->width,
-                                 .k_stride = r->width,
-                                 .v_stride = r->width,
-                                 .log_decay = r->decay,
-                                 .o = r->o,
-                                 .o_stride = r->width};
-        return ra_state_scan_run(r->scan, &io);
+    if (share->scan != NULL) {
+        ra_state_scan_io_t io = {.q = share->q,
+                                 .k = share->k,
+                                 .v = share->v,
+                                 .q_stride = share->width,
+                                 .k_stride = share->width,
+                                 .v_stride = share->width,
+                                 .log_decay = share->decay,
+                                 .o = share->o,
+                                 .o_stride = share->width};
+        return ra_state_scan_run(share->scan, &io);
     }
-    ra_softmax_ring_io_t io = {
-        .q = r->q, .q_stride = r->width, .kv = r->k, .o = r->o, .o_stride = r->width};
-    return ra_softmax_ring_run(r->softmax, &io);
+    ra_softmax_ring_io_t io = {.q = share->q,
+                               .q_stride = share->width,
+                               .kv = share->k,
+                               .o = share->o,
+                               .o_stride = share->width};
+    return ra_softmax_ring_run(share->softmax, &io);
 }
 
 /* Seconds of a layer, by the clock of the slowest rank. */
@@ -262,11 +265,11 @@ static int layers_of_round(double guess)
     return (int)fmin(100.0, fmax(1.0, 0.3 / guess));
 }
 
-static ra_status_t keep_samples(const share_t *r)
+static ra_status_t keep_samples(const share_t *share)
 {
-    const bench_t *b = r->b;
-    const ra_layout_t *layout = r->problem->layout;
-    int rank = ra_comm_rank(r->comm);
+    const bench_t *b = share->b;
+    const ra_layout_t *layout = share->problem->layout;
+    int rank = ra_comm_rank(share->comm);
     const ra_run_t *runs = ra_layout_runs(layout, rank);
     for (int64_t i = 0; i < ra_layout_run_count(layout, rank); i++) {
         int64_t begin = layout->document_row[runs[i].document] + runs[i].start;
@@ -274,12 +277,13 @@ static ra_status_t keep_samples(const share_t *r)
             int64_t apart = b->alone_tokens / SAMPLES;
             int64_t token = s * apart + s % ra_min_i64(191, apart), at = token - begin;
             if (at >= 0 && at < runs[i].count) {
-                RA_TRY(ra_stream_copy(r->stream, r->problem->samples + s * b->width,
-                                      r->o + (runs[i].local + at) * b->width * 2, b->width * 2));
+                RA_TRY(ra_stream_copy(share->stream, share->problem->samples + s * b->width,
+                                      share->o + (runs[i].local + at) * b->width * 2,
+                                      b->width * 2));
             }
         }
     }
-    return ra_stream_sync(r->stream);
+    return ra_stream_sync(share->stream);
 }
 
 /* Rounds of the GPUs alone and of the ring in turn; ring->seconds of rank 0 are kept. */
@@ -306,9 +310,11 @@ static ra_status_t measure_rounds(const rank_t *r)
     RA_TRY(ra_comm_waited(r->comm, &still));
     still /= (double)rounds * layers;
     RA_TRY(ra_comm_allgather(r->comm, &still, sizeof(still), all));
-    for (int i = 0; ra_comm_rank(r->comm) == 0 && i < b->ranks; i++) {
-        b->still = fmax(b->still, all[i]);
+    if (ra_comm_rank(r->comm) == 0) {
         b->rounds = rounds;
+        for (int i = 0; i < b->ranks; i++) {
+            b->still = fmax(b->still, all[i]);
+        }
     }
     return RA_OK;
 }

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 DIM, GROUP, LONG = 128, 4, 262144
-WARM_UP = 1.2  # seconds, as ring_device_perf: clocks follow the power of about the last one
+WARM_UP = 1.2  # seconds: clocks follow the power of about the last one
 rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 device = torch.device("cuda", rank)
 
